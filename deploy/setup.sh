@@ -157,7 +157,7 @@ start_by_hand() {
 
 last_docker_lines() {
   if [ -d /run/systemd/system ]; then as_root journalctl -u docker -n 15 --no-pager -o cat
-  else as_root tail -n 15 "$DOCKER_LOG"
+  else as_root tail -n 200 "$DOCKER_LOG" | grep -v level=info | tail -n 15
   fi >&2 2>/dev/null || true
 }
 
