@@ -63,7 +63,7 @@ build_web() {
 
 build_base() {
   local hash root=$work/debian started=$SECONDS log=$work/debian.log
-  hash=$(echo "$SUITE $MIRROR minbase 1" | hash_of -)
+  hash=$(echo "$SUITE $MIRROR minbase 2" | hash_of -)
   if is_built "$BASE_IMAGE" "$hash"; then return; fi
   PATH=$PATH:/usr/sbin command -v debootstrap >/dev/null || "$here/../setup.sh" --no-start --with images
   say "$BASE_IMAGE from $MIRROR, about a minute"
@@ -76,6 +76,7 @@ build_base() {
   as_root bash -s "$root" <<'SLIM'
     set -e; cd "$1"
     rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/{doc,man,info,locale}/* var/log/*.log
+    mkdir -p usr/share/man/man{1..8}  # some packages (Java) fail to install without
     printf 'path-exclude=/usr/share/%s/*\n' doc man info locale > etc/dpkg/dpkg.cfg.d/slim
     printf '#!/bin/sh\nexit 101\n' > usr/sbin/policy-rc.d && chmod 755 usr/sbin/policy-rc.d
     printf 'APT::Install-Recommends "false";\nDPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };\n' > etc/apt/apt.conf.d/slim

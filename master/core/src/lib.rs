@@ -1,0 +1,8 @@
+//! The decisions of a master, as pure functions of immutable data: what a write does to the state
+//! ([`apply`]), and what should be written next ([`reconcile`], [`schedule`]).
+//!
+//! Nothing in this crate touches a clock, a disk or a network; its dependencies keep it so.
+
+pub mod op;
+pub mod snapshot;
+pub mod world;

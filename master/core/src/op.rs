@@ -1,0 +1,91 @@
+//! Writes as data: operations, the transactions they are grouped in, and why one is refused.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use timonier_proto::{Object, ObjectKey};
+
+/// One write. Each is a whole decision: applying it needs no clock and no randomness, so every
+/// master that applies the log comes to the same state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// The object must not exist. uid and creationTimestamp are set by the proposer; the
+    /// resourceVersion (the log index) and generation 1 are set when applied.
+    Create(Object),
+    /// Metadata and spec; the stored status stays. `metadata.generation` grows when the spec
+    /// changed. A non-empty resourceVersion or uid in the object must match.
+    Replace(Object),
+    /// Only the status; the stored metadata and spec stay. A non-empty uid must match.
+    ReplaceStatus(Object),
+    /// Sets `spec.nodeName` of a pod that has none, and its PodScheduled condition.
+    Bind { pod: ObjectKey, uid: String, node: String, at: Timestamp },
+    /// Asks for the object to end: sets deletionTimestamp and grace period, once. Whoever owns
+    /// what the object stands for (agent, namespace reconciler) removes it when it is gone.
+    MarkDeleted { key: ObjectKey, uid: Option<String>, at: Timestamp, grace_seconds: i64 },
+    /// Takes the object out of the store.
+    Remove { key: ObjectKey, uid: Option<String> },
+    /// Creates the event, or counts it again when one with the same name exists: count and
+    /// lastTimestamp grow, the message is the newer one.
+    RecordEvent(Object),
+}
+
+impl Op {
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Op::Create(o) | Op::Replace(o) | Op::ReplaceStatus(o) | Op::RecordEvent(o) => o.key(),
+            Op::Bind { pod, .. } => pod.clone(),
+            Op::MarkDeleted { key, .. } | Op::Remove { key, .. } => key.clone(),
+        }
+    }
+}
+
+/// What must hold for a transaction to be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precondition {
+    Exists(ObjectKey),
+    Absent(ObjectKey),
+    /// Unchanged since it was read.
+    Revision(ObjectKey, u64),
+    Uid(ObjectKey, String),
+}
+
+/// All operations or none. With an `id`, a repeated proposal is answered and not applied again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Txn {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    pub ops: Vec<Op>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preconditions: Vec<Precondition>,
+}
+
+impl Txn {
+    pub fn of(ops: Vec<Op>) -> Self {
+        Self { id: None, ops, preconditions: Vec::new() }
+    }
+}
+
+/// Why a transaction was refused; nothing of it was applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("{0} not found")]
+    NotFound(ObjectKey),
+    #[error("{0} already exists")]
+    AlreadyExists(ObjectKey),
+    #[error("{key} was changed meanwhile (revision {found}, expected {expected})")]
+    Conflict { key: ObjectKey, expected: u64, found: u64 },
+    #[error("{0} is another incarnation by now (its uid differs)")]
+    OtherUid(ObjectKey),
+    #[error("{key} is already bound to node {node}")]
+    AlreadyBound { key: ObjectKey, node: String },
+    #[error("{key}: {why}")]
+    Invalid { key: ObjectKey, why: String },
+}
+
+/// One object's change, as watchers and the driver see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    pub revision: u64,
+    pub key: ObjectKey,
+    pub before: Option<Object>,
+    pub after: Option<Object>,
+}

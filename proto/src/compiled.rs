@@ -1,0 +1,32 @@
+//! A pod as an agent gets it: with everything it refers to already resolved, so that an agent
+//! reads no API and sees only what its own pods use.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CompiledPod {
+    pub pod: Pod,
+    /// By name, in the pod's namespace; `None` where the object does not exist.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_maps: BTreeMap<String, Option<ConfigMap>>,
+    /// Latency measurements wanted of this pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<LatencyMeasurement>,
+}
+
+/// What to measure every [`crate::latency::BEAT_INTERVAL_MS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyMeasurement {
+    /// Name of the LatencyAutoscaler, in the pod's namespace.
+    pub policy: String,
+    pub port: u16,
+    /// HTTP path; `None` means a TCP connect.
+    pub path: Option<String>,
+    /// Longest wait for an answer, in milliseconds.
+    pub deadline_ms: u32,
+}

@@ -1,0 +1,35 @@
+//! The contract: what the programs say to each other, and the objects they speak of.
+//!
+//! Does no I/O. The wire types are generated from `timonier/v1/*.proto`; the objects are
+//! Kubernetes' own types (`k8s-openapi`) behind the [`kinds`] table, plus the few kinds that are
+//! ours ([`latency`]).
+
+/// Generated from `timonier/v1/*.proto`.
+#[allow(clippy::all, missing_docs, unused_qualifications)]
+pub mod v1 {
+    tonic::include_proto!("timonier.v1");
+}
+
+pub mod compiled;
+pub mod kinds;
+pub mod latency;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+
+pub use k8s_openapi;
+pub use kinds::{Kind, KindInfo, Kinded, Object, ObjectKey};
+pub use status::{ApiError, Reason};
+
+/// Port on which a master serves gRPC.
+pub const DEFAULT_MASTER_PORT: u16 = 7443;
+/// Range out of which every node gets a /24 for its pods.
+pub const DEFAULT_CLUSTER_RANGE: &str = "10.244.0.0/16";
+/// Range out of which every service gets its virtual address.
+pub const DEFAULT_SERVICE_RANGE: &str = "10.96.0.0/16";
+/// First and last port that a NodePort service may use.
+pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+/// Largest gRPC message that any side accepts, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// The namespace of objects that name none.
+pub const DEFAULT_NAMESPACE: &str = "default";
