@@ -37,7 +37,7 @@ app.use((request, response, next) => {
 app.get('/healthz', (request, response) => response.type('text').send('ok\n'));
 app.get('/', (request, response) => {
   withWorker(() => setTimeout(() => {
-    response.type('text').send(`Express ${name} pod ${process.env.HOSTNAME}\n`);
+    response.type('text').send(`Express/${name} pod ${process.env.HOSTNAME}\n`);
     release();
   }, delayMs));
 });

@@ -1,2 +1,1 @@
-<%@ page contentType="text/plain; charset=utf-8" session="false" trimDirectiveWhitespaces="true" %>
-Tomcat <%= application.getServerInfo() %> pod <%= System.getenv("HOSTNAME") %>
+<%@ page contentType="text/plain; charset=utf-8" session="false" trimDirectiveWhitespaces="true" %>Tomcat/<%= application.getServerInfo().replaceAll("^.*/", "") %> pod <%= System.getenv("HOSTNAME") + "\n" %>
