@@ -1,0 +1,75 @@
+# The front door for developers; CI goes through it as well (.ci/run).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+SCRIPTS := deploy/setup.sh deploy/images/build.sh deploy/demo/run.sh deploy/pure.sh .ci/run
+
+# The tests make network interfaces and containers, which takes root; as another
+# user the built test programs run through sudo, cargo itself does not.
+ifneq ($(shell id -u),0)
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
+endif
+
+.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install what is missing and start Docker
+	@deploy/setup.sh
+
+demo: ## set everything up, start a lab of three nodes and show it working
+	@deploy/demo/run.sh
+
+demo-down: ## take the lab down again
+	@deploy/demo/run.sh down
+
+exercise: setup ## build the images of the French exercise (docs/fr/exercice.md)
+	@deploy/images/build.sh exercise
+
+test: setup ## all tests, end to end on real Docker among them
+	@deploy/images/build.sh web
+	cargo build --workspace --bins
+	cargo test --workspace
+
+verify: check-format check-lints check-purity check-scripts check-licences ## format, lints, licences; changes nothing
+
+check-format:
+	cargo fmt --all --check
+	rustfmt --edition 2024 --check deploy/images/web/web.rs
+
+check-lints:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+check-purity:
+	@deploy/pure.sh
+
+check-scripts:
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo "shellcheck is not installed, the scripts were not checked; to have it: apt-get install shellcheck"; fi
+
+# The advisories come from GitHub; where that is out of reach the rest still counts.
+check-licences:
+	@if ! command -v cargo-deny >/dev/null; then \
+	  echo "cargo-deny is not installed, licences were not checked; to have it: cargo install --locked cargo-deny"; exit 0; \
+	fi; \
+	cargo deny --locked --log-level error check licenses bans sources; \
+	if timeout 10 git ls-remote -q https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then \
+	  cargo deny --locked check advisories; \
+	else echo "the advisory database is out of reach, advisories were not checked"; fi
+
+fix: ## format, and let clippy mend what it can
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+	rustfmt --edition 2024 deploy/images/web/web.rs
+
+# A benchmark's standard output is one line of JSON and nothing else.
+bench: ## one benchmark: make bench NAME=start-200
+	@[ -n "$(NAME)" ] || { echo "make bench needs NAME=…, one of: start-200 agent-footprint master-footprint telemetry store-writes" >&2; exit 2; }
+	@deploy/setup.sh $(if $(filter telemetry,$(NAME)),--with sshd)$(if $(filter store-writes,$(NAME)),--with etcd) >&2
+	@deploy/images/build.sh web >&2
+	@cargo build --release --workspace --bins >&2
+	@cargo run -q --release -p timonier-tests --bin bench -- $(NAME)
