@@ -14,12 +14,12 @@ readonly READY_TIMEOUT_S=60
 readonly LOAD_REQUESTS=2000
 readonly LOAD_INTERVAL_MS=10
 readonly LOAD_REPORT=target/demo-load.json
-readonly LOAD_SPARE_REQUESTS_MIN=50
 readonly BINARIES="timonier-master timonier-agent timonctl"
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' red='' plain=''; fi
 
-started_s=$SECONDS
+# After the step to root the clock goes on where it was.
+started_s=$((SECONDS - ${TIMONIER_DEMO_ELAPSED_S:-0}))
 stage=start
 title() { stage=$1; printf '\n%s== %s%s %s(%s s)%s\n' "$bold" "$1" "$plain" "$dim" "$((SECONDS - started_s))" "$plain"; }
 typed() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; }
@@ -50,7 +50,7 @@ become_root() {
   [ "$(id -u)" -ne 0 ] || return 0
   command -v sudo >/dev/null || fail "the lab needs root and there is no sudo" "run make demo as root"
   trap - EXIT
-  exec sudo -E env "PATH=$PATH" "TIMONIER_DEMO_STARTED=$started_s" "${BASH_SOURCE[0]}" "$@"
+  exec sudo -E env "PATH=$PATH" "TIMONIER_DEMO_ELAPSED_S=$((SECONDS - started_s))" "${BASH_SOURCE[0]}" "$@"
 }
 
 ready_replicas() { timonctl get deployment web -o "jsonpath={.status.readyReplicas}" 2>/dev/null || true; }
@@ -113,7 +113,7 @@ if [ "${1:-}" = down ]; then
   exit
 fi
 
-if [ -z "${TIMONIER_DEMO_STARTED:-}" ]; then
+if [ -z "${TIMONIER_DEMO_ELAPSED_S:-}" ]; then
   title "what this machine needs"
   run deploy/setup.sh
   build_programs
