@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-SCRIPTS := deploy/setup.sh deploy/images/build.sh deploy/demo/run.sh deploy/pure.sh .ci/run
+SCRIPTS := deploy/setup.sh deploy/images/build.sh deploy/demo/run.sh deploy/exercise/run.sh deploy/pure.sh .ci/run
 
 # The tests make network interfaces and containers, which takes root; as another
 # user the built test programs run through sudo, cargo itself does not.

@@ -58,7 +58,7 @@ docker_answers() { command -v docker >/dev/null && as_root docker info >/dev/nul
 # wanted COMMAND PACKAGE: the package is needed only where the command is missing,
 # so a machine with another Docker (docker-ce) or its own tools is left alone.
 missing=()
-wanted() { command -v "$1" >/dev/null || missing+=("$2"); }
+wanted() { command -v "$1" >/dev/null || [[ " ${missing[*]} " == *" $2 "* ]] || missing+=("$2"); }
 
 collect_base() {
   # One that answers from elsewhere (a mounted socket, DOCKER_HOST) will do.

@@ -112,7 +112,7 @@ build_exercise() {
     say "timonier/$image, half a minute or so"
     old=$(id_of "timonier/$image")
     # --network host: names resolve as they do on this machine, whatever its resolver.
-    DOCKER_BUILDKIT=$buildkit docker build --network host --label "$HASH_LABEL=$hash" \
+    DOCKER_BUILDKIT=$buildkit docker build --force-rm --network host --label "$HASH_LABEL=$hash" \
         --build-arg "VERSION=$version" -t "timonier/$image" "$exercise/$name" >"$log" 2>&1 \
       || { tail -n 15 "$log" >&2; fail "cannot build timonier/$image" "the whole log is $log"; }
     drop_old "$old" "timonier/$image"
