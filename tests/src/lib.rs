@@ -1,1 +1,9 @@
-//! placeholder
+//! What the suites that cross programs share: a cluster of real processes on this machine, the
+//! commands a user would type, and the measurements that the benchmarks print.
+//!
+//! Nothing here is part of the product.
+
+pub mod cluster;
+pub mod docker;
+pub mod measure;
+pub mod wait;

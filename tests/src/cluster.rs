@@ -1,0 +1,310 @@
+//! A cluster of real processes on this machine: one master, some agents, and `timonctl`.
+//!
+//! Each cluster has its own port, ranges, bridges, node names and folder, so several can run at the
+//! same time, beside a lab too. Dropping it stops the processes and has the agents' own clean-up
+//! remove what they made on the host.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use timonier_proto::v1::control_client::ControlClient;
+use timonier_proto::{Kind, MESSAGE_BYTES_MAX, Object};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::wait::until;
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub agents: usize,
+    pub master_args: Vec<String>,
+    pub agent_args: Vec<String>,
+    /// Where the master keeps its data; a folder of the cluster's own by default.
+    pub master_dir: Option<PathBuf>,
+}
+
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    id: u8,
+    options: Options,
+    port: u16,
+    master: Option<Child>,
+    agents: Vec<Option<Child>>,
+}
+
+/// What a command answered.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// The standard output of a command that must have succeeded.
+    pub fn ok(self) -> Result<String> {
+        ensure!(self.code == 0, "exit code {}: {}{}", self.code, self.stdout, self.stderr);
+        Ok(self.stdout)
+    }
+
+    /// The standard error of a command that must have failed.
+    pub fn failed(self) -> Result<String> {
+        ensure!(self.code != 0, "it should have failed, but printed: {}", self.stdout);
+        Ok(self.stderr)
+    }
+}
+
+/// A binary of this workspace, built beside the running test or benchmark.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("find the running executable")?;
+    let found = exe.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|p| p.is_file());
+    found.with_context(|| {
+        format!("{name} is not built beside {}; run `cargo build --workspace` first", exe.display())
+    })
+}
+
+impl Cluster {
+    /// Starts the processes and waits until every node is Ready.
+    pub async fn start(options: Options) -> Result<Self> {
+        ensure!(rustix::process::geteuid().is_root(), "agents need root: run this as root");
+        let port = free_port()?;
+        let id = (port % 100) as u8;
+        let agents = (0..options.agents).map(|_| None).collect();
+        let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir()?;
+        let mut cluster = Self { dir, id, options, port, master: None, agents };
+        cluster.start_master().await?;
+        for index in 0..cluster.agents.len() {
+            cluster.start_agent(index)?;
+        }
+        cluster.wait_nodes_ready().await?;
+        Ok(cluster)
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn node_name(&self, index: usize) -> String {
+        format!("t{}-node-{}", self.id, index + 1)
+    }
+
+    pub fn master_pid(&self) -> u32 {
+        self.master.as_ref().expect("the master runs").id()
+    }
+
+    pub fn agent_pid(&self, index: usize) -> u32 {
+        self.agents[index].as_ref().expect("the agent runs").id()
+    }
+
+    pub async fn start_master(&mut self) -> Result<()> {
+        let data = self.options.master_dir.clone().unwrap_or(self.dir.path().join("master"));
+        let log =
+            File::options().create(true).append(true).open(self.dir.path().join("master.log"))?;
+        let mut command = Command::new(binary("timonier-master")?);
+        command
+            .args(["--listen", &self.address(), "--data-dir"])
+            .arg(data)
+            .args(["--cluster-range", &format!("10.{}.0.0/16", 128 + self.id)])
+            .args(["--service-range", &format!("10.97.{}.0/24", self.id)])
+            .args(&self.options.master_args)
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.master = Some(command.spawn().context("start timonier-master")?);
+        self.wait_master().await
+    }
+
+    async fn wait_master(&self) -> Result<()> {
+        until("the master to answer", READY_DEADLINE, || async {
+            let mut client = self.client().await?;
+            client.cluster_info(timonier_proto::v1::ClusterInfoRequest {}).await?;
+            Ok(())
+        })
+        .await
+        .with_context(|| self.log_tail("master.log"))
+    }
+
+    pub fn start_agent(&mut self, index: usize) -> Result<()> {
+        let name = self.node_name(index);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join(format!("{name}.log")))?;
+        let mut command = Command::new(binary("timonier-agent")?);
+        command
+            .args(["--master", &self.address(), "--node-name", &name, "--data-dir"])
+            .arg(self.dir.path().join(&name))
+            .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
+            .args(&self.options.agent_args)
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.agents[index] = Some(command.spawn().context("start timonier-agent")?);
+        Ok(())
+    }
+
+    /// `kill -9`, and reaps it.
+    pub fn kill_master(&mut self) -> Result<()> {
+        kill(&mut self.master)
+    }
+
+    /// `kill -9`, and reaps it. Its pods keep running.
+    pub fn kill_agent(&mut self, index: usize) -> Result<()> {
+        kill(&mut self.agents[index])
+    }
+
+    pub async fn client(&self) -> Result<ControlClient<Channel>> {
+        let channel = Endpoint::from_shared(format!("http://{}", self.address()))?
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            .connect()
+            .await?;
+        Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// Runs timonctl against this cluster.
+    pub async fn ctl(&self, args: &[&str]) -> Result<Output> {
+        self.ctl_with(args, None).await
+    }
+
+    /// As [`Self::ctl`], with `input` on its standard input.
+    pub async fn ctl_with(&self, args: &[&str], input: Option<&str>) -> Result<Output> {
+        use tokio::io::AsyncWriteExt;
+        let mut command = tokio::process::Command::new(binary("timonctl")?);
+        command
+            .args(args)
+            .env("TIMONIER_SERVER", self.address())
+            .env("TIMONIER_CONFIG", self.dir.path().join("config.yaml"))
+            .env("NO_COLOR", "1")
+            .env("LANG", "C")
+            .current_dir(self.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("start timonctl")?;
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        if let Some(text) = input {
+            stdin.write_all(text.as_bytes()).await?;
+        }
+        drop(stdin);
+        let output = tokio::time::timeout(Duration::from_secs(180), child.wait_with_output())
+            .await
+            .with_context(|| format!("timonctl {args:?} did not end"))??;
+        Ok(Output {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Applies a manifest that must be accepted.
+    pub async fn apply(&self, manifest: &str) -> Result<String> {
+        self.ctl_with(&["apply", "-f", "-"], Some(manifest)).await?.ok()
+    }
+
+    /// All objects of a kind in a namespace (all namespaces when empty).
+    pub async fn list(&self, kind: Kind, namespace: &str) -> Result<Vec<Object>> {
+        let request = timonier_proto::v1::ListRequest {
+            kind: kind.to_string(),
+            namespace: namespace.to_owned(),
+            ..Default::default()
+        };
+        let reply = self.client().await?.list(request).await?.into_inner();
+        reply.items.iter().map(|json| Ok(Object::from_json(kind, json)?)).collect()
+    }
+
+    pub async fn wait_nodes_ready(&self) -> Result<()> {
+        let wanted = self.agents.len();
+        until("all nodes to be Ready", READY_DEADLINE, || async {
+            let nodes = self.list(Kind::Node, "").await?;
+            let ready = nodes.iter().filter(|node| condition(node, "Ready") == "True").count();
+            ensure!(ready >= wanted, "{ready} of {wanted} nodes are Ready");
+            Ok(())
+        })
+        .await
+        .with_context(|| {
+            let logs = (0..wanted).map(|i| self.log_tail(&format!("{}.log", self.node_name(i))));
+            logs.collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    /// The last lines of a log in the cluster's folder.
+    pub fn log_tail(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().rev().take(15).collect();
+        format!("{name}:\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Stops everything and removes what the agents made on the host.
+    pub fn stop(&mut self) -> Result<()> {
+        for index in 0..self.agents.len() {
+            kill(&mut self.agents[index])?;
+        }
+        kill(&mut self.master)?;
+        for index in 0..self.agents.len() {
+            let name = self.node_name(index);
+            let output = Command::new(binary("timonier-agent")?)
+                .args(["cleanup", "--node-name", &name, "--data-dir"])
+                .arg(self.dir.path().join(&name))
+                .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .output()?;
+            if !output.status.success() {
+                bail!("clean up {name}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail("master.log"));
+            for index in 0..self.agents.len() {
+                eprintln!("{}", self.log_tail(&format!("{}.log", self.node_name(index))));
+            }
+        }
+        if let Err(error) = self.stop() {
+            eprintln!("stop the cluster: {error:#}");
+        }
+    }
+}
+
+fn kill(child: &mut Option<Child>) -> Result<()> {
+    if let Some(mut process) = child.take() {
+        process.kill()?;
+        let start = std::time::Instant::now();
+        while process.try_wait()?.is_none() {
+            ensure!(start.elapsed() < STOP_DEADLINE, "process {} does not end", process.id());
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Status (`True`, `False`, `Unknown`, or empty) of a node's or pod's condition.
+pub fn condition(object: &Object, name: &str) -> String {
+    let value = object.to_value().unwrap_or_default();
+    value["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|c| c["type"] == name)
+        .and_then(|c| c["status"].as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
