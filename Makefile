@@ -30,7 +30,8 @@ demo-down: ## take the lab down again
 exercise: setup ## build the images of the French exercise (docs/fr/exercice.md)
 	@deploy/images/build.sh exercise
 
-test: setup ## all tests, end to end on real Docker among them
+test: ## all tests, end to end on real Docker among them
+	@deploy/setup.sh --with registry
 	@deploy/images/build.sh web
 	cargo build --workspace --bins
 	cargo test --workspace
