@@ -1,1 +1,4 @@
 //! placeholder
+
+pub mod driver;
+pub mod stamp;

@@ -3,6 +3,11 @@
 //!
 //! Nothing in this crate touches a clock, a disk or a network; its dependencies keep it so.
 
+pub mod endpoints;
+pub mod hash;
+pub mod ipam;
+pub mod object;
 pub mod op;
+pub mod reconcile;
 pub mod snapshot;
 pub mod world;
