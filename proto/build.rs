@@ -5,6 +5,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // The pure crates use the messages alone, without the clients and servers.
+    let grpc_only = "#[cfg(feature = \"grpc\")]";
+    tonic_prost_build::configure()
+        .bytes(".")
+        .client_mod_attribute(".", grpc_only)
+        .server_mod_attribute(".", grpc_only)
+        .compile_fds(descriptors)?;
     Ok(())
 }

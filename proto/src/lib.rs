@@ -7,7 +7,7 @@
 /// Generated from `timonier/v1/*.proto`.
 #[allow(clippy::all, missing_docs, unused_qualifications)]
 pub mod v1 {
-    tonic::include_proto!("timonier.v1");
+    include!(concat!(env!("OUT_DIR"), "/timonier.v1.rs"));
 }
 
 pub mod compiled;

@@ -2,7 +2,6 @@
 //! gRPC codes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
-use tonic::Code;
 
 /// Kubernetes' status reasons, as far as they are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,23 +21,24 @@ pub enum Reason {
     StorageFailure,
 }
 
-const TABLE: &[(Reason, &str, i32, Code)] = &[
-    (Reason::NotFound, "NotFound", 404, Code::NotFound),
-    (Reason::AlreadyExists, "AlreadyExists", 409, Code::AlreadyExists),
-    (Reason::Conflict, "Conflict", 409, Code::Aborted),
-    (Reason::Invalid, "Invalid", 422, Code::InvalidArgument),
-    (Reason::BadRequest, "BadRequest", 400, Code::InvalidArgument),
-    (Reason::Forbidden, "Forbidden", 403, Code::PermissionDenied),
-    (Reason::Expired, "Expired", 410, Code::OutOfRange),
-    (Reason::TooManyRequests, "TooManyRequests", 429, Code::ResourceExhausted),
-    (Reason::Unavailable, "ServiceUnavailable", 503, Code::Unavailable),
-    (Reason::Timeout, "Timeout", 504, Code::DeadlineExceeded),
-    (Reason::InternalError, "InternalError", 500, Code::Internal),
-    (Reason::StorageFailure, "StorageFailure", 507, Code::FailedPrecondition),
+/// Reason, its name, HTTP status, gRPC code (by number: the pure crates know no gRPC).
+const TABLE: &[(Reason, &str, i32, i32)] = &[
+    (Reason::NotFound, "NotFound", 404, 5),
+    (Reason::AlreadyExists, "AlreadyExists", 409, 6),
+    (Reason::Conflict, "Conflict", 409, 10),
+    (Reason::Invalid, "Invalid", 422, 3),
+    (Reason::BadRequest, "BadRequest", 400, 3),
+    (Reason::Forbidden, "Forbidden", 403, 7),
+    (Reason::Expired, "Expired", 410, 11),
+    (Reason::TooManyRequests, "TooManyRequests", 429, 8),
+    (Reason::Unavailable, "ServiceUnavailable", 503, 14),
+    (Reason::Timeout, "Timeout", 504, 4),
+    (Reason::InternalError, "InternalError", 500, 13),
+    (Reason::StorageFailure, "StorageFailure", 507, 9),
 ];
 
 impl Reason {
-    fn row(self) -> &'static (Reason, &'static str, i32, Code) {
+    fn row(self) -> &'static (Reason, &'static str, i32, i32) {
         TABLE.iter().find(|row| row.0 == self).expect("every reason has its row")
     }
     pub fn as_str(self) -> &'static str {
@@ -48,8 +48,9 @@ impl Reason {
     pub fn http(self) -> i32 {
         self.row().2
     }
-    pub fn grpc(self) -> Code {
-        self.row().3
+    #[cfg(feature = "grpc")]
+    pub fn grpc(self) -> tonic::Code {
+        tonic::Code::from_i32(self.row().3)
     }
 }
 
@@ -112,13 +113,14 @@ impl ApiError {
     }
 
     /// What a client finds behind a failed call; transport failures become `Unavailable`.
+    #[cfg(feature = "grpc")]
     pub fn from_grpc(status: &tonic::Status) -> Self {
         let parsed = serde_json::from_slice::<Status>(status.details()).ok();
         let reason = parsed
             .as_ref()
             .and_then(|s| s.reason.as_deref())
             .and_then(|name| TABLE.iter().find(|row| row.1 == name))
-            .or_else(|| TABLE.iter().find(|row| row.3 == status.code()))
+            .or_else(|| TABLE.iter().find(|row| row.3 == status.code() as i32))
             .map_or(Reason::InternalError, |row| row.0);
         let causes = parsed
             .and_then(|s| s.details)
@@ -131,6 +133,7 @@ impl ApiError {
     }
 }
 
+#[cfg(feature = "grpc")]
 impl From<ApiError> for tonic::Status {
     fn from(error: ApiError) -> Self {
         let details = serde_json::to_vec(&error.to_status()).unwrap_or_default();
@@ -138,7 +141,7 @@ impl From<ApiError> for tonic::Status {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "grpc"))]
 mod tests {
     use super::*;
 
