@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The crates that decide must not be able to act: they may depend on nothing but
-# data types. Fails when one gains another direct dependency.
+# data types. Fails when one gains another direct dependency, or reaches a runtime or
+# the network through any depth of dependencies.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly ALLOWED="timonier-proto imbl jiff k8s-openapi serde serde_json thiserror"
+readonly ACTING="tokio|mio|socket2|hyper|tonic|h2|tower|rustix|nix|async-std|smol|polling"
 
 status=0
 for crate in timonier-master-core timonier-agent-core; do
@@ -16,5 +18,11 @@ for crate in timonier-master-core timonier-agent-core; do
          status=1 ;;
     esac
   done
+  reached=$(cargo tree --locked -p "$crate" -e normal --prefix none | cut -d' ' -f1 | grep -xE "$ACTING" | sort -u | paste -sd' ' || true)
+  if [ -n "$reached" ]; then
+    echo "pure: error: $crate reaches $reached through its dependencies" >&2
+    echo "hint: cargo tree -p $crate -e normal -i <crate> shows by which way" >&2
+    status=1
+  fi
 done
 exit $status
