@@ -191,19 +191,25 @@ fn service_route(config: &NetConfig, index: u32) -> RouteMessage {
         .build()
 }
 
-fn settings(config: &NetConfig) -> Result<(), NetError> {
+/// Makes the kernel's settings what pods need, where they are not.
+pub(super) fn settings(config: &NetConfig) -> Result<(), NetError> {
     let bridge = &config.bridge;
-    let v4 = format!("/proc/sys/net/ipv4/conf/{bridge}");
+    let v4 = "/proc/sys/net/ipv4";
     // Node ports on 127.0.0.1: answers from pods become answers to that address on the bridge.
-    set(&format!("{v4}/route_localnet"), "1")?;
-    set(&format!("{v4}/send_redirects"), "0")?;
-    set(&format!("{v4}/rp_filter"), "2")?;
-    let forward = "/proc/sys/net/ipv4/ip_forward";
-    let forwards = fs::read_to_string(forward).is_ok_and(|value| value.trim() == "1");
-    if forwards { Ok(()) } else { set(forward, "1") }
+    set(&format!("{v4}/conf/{bridge}/route_localnet"), "1")?;
+    set(&format!("{v4}/conf/{bridge}/rp_filter"), "2")?;
+    // Pods reach each other through the host: to tell them of a shorter way would be wrong, and
+    // would use up the rate at which they are told that a port is closed. The switch for all
+    // overrides the bridge's; the other interfaces have their own, on by default.
+    set(&format!("{v4}/conf/{bridge}/send_redirects"), "0")?;
+    set(&format!("{v4}/conf/all/send_redirects"), "0")?;
+    set(&format!("{v4}/ip_forward"), "1")
 }
 
 fn set(path: &str, value: &'static str) -> Result<(), NetError> {
+    if fs::read_to_string(path).is_ok_and(|present| present.trim() == value) {
+        return Ok(());
+    }
     fs::write(path, value).map_err(|source| NetError::Setting {
         path: path.to_owned(),
         value,

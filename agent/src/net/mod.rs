@@ -213,10 +213,11 @@ impl Network {
     }
 
     /// Makes good what others may have undone: the openings in the host's FORWARD chain, the
-    /// table, the ports' settings. To be called after Docker (re)starts and every minute or so.
+    /// table, the kernel's settings. To be called after Docker (re)starts and every minute or so.
     pub async fn ensure_forwarding(&self) -> Result<(), NetError> {
         self.check_open()?;
         let NetConfig { node, bridge, .. } = &self.inner.config;
+        bridge::settings(&self.inner.config)?;
         forwarding::ensure(bridge, node)
             .await
             .map_err(|reason| NetError::Forwarding { bridge: bridge.clone(), reason })?;

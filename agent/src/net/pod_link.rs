@@ -85,7 +85,6 @@ impl PodLink {
         let peer = LinkUnspec::new_with_name(POD_LINK)
             .address(pod_mac(self.ip).to_vec())
             .setns_by_fd(namespace.as_raw_fd())
-            .up()
             .build();
         let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(name.clone())

@@ -232,17 +232,16 @@ impl Ruleset {
                     "meta l4proto . th dport @refused_ports goto refuse".to_owned(),
                 ],
             ),
-            ("filter-output", Some("type filter hook output priority filter"), {
+            (
+                "filter-output",
+                Some("type filter hook output priority filter"),
                 vec![
-                    // Pods reach each other through the host: telling them of a shorter way
-                    // would be wrong, and the kernel's switch for it is not the bridge's alone.
-                    format!("oifname \"{bridge}\" icmp type redirect drop"),
                     "ct state established,related accept".to_owned(),
                     format!("ip daddr {services} goto refuse"),
                     "fib daddr type local meta l4proto . th dport @refused_ports goto refuse"
                         .to_owned(),
-                ]
-            }),
+                ],
+            ),
         ];
         for (name, hook, rules) in chains {
             self.chains.insert(name.to_owned(), Chain { hook, rules });

@@ -71,7 +71,6 @@ fn a_full_script_replaces_the_table() {
         add rule ip timonier-node-1 filter-forward ip daddr 10.96.0.0/16 goto refuse
         add rule ip timonier-node-1 filter-input ct state established,related accept
         add rule ip timonier-node-1 filter-input meta l4proto . th dport @refused_ports goto refuse
-        add rule ip timonier-node-1 filter-output oifname "tim-node-1" icmp type redirect drop
         add rule ip timonier-node-1 filter-output ct state established,related accept
         add rule ip timonier-node-1 filter-output ip daddr 10.96.0.0/16 goto refuse
         add rule ip timonier-node-1 filter-output fib daddr type local meta l4proto . th dport @refused_ports goto refuse
@@ -107,14 +106,18 @@ fn one_more_endpoint_rewrites_one_chain() {
 
 #[test]
 fn the_last_endpoint_gone_closes_the_ports() {
-    check_change(&with(vec![web(&[(pod(1, 2), 8080)])]), &with(vec![web(&[])]), expect![[r#"
+    check_change(
+        &with(vec![web(&[(pod(1, 2), 8080)])]),
+        &with(vec![web(&[])]),
+        expect![[r#"
         delete element ip timonier-node-1 local_ports { tcp . 30080 }
         delete element ip timonier-node-1 self { 10.244.1.2 . 10.244.1.2 }
         delete element ip timonier-node-1 services { 10.96.0.10 . tcp . 80 }
         flush chain ip timonier-node-1 svc-default/web/tcp/80
         add element ip timonier-node-1 refused_ports { tcp . 30080 }
         delete chain ip timonier-node-1 svc-default/web/tcp/80
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -157,7 +160,10 @@ fn host_ports_come_and_an_isolated_network_goes() {
         ],
         ..DesiredNet::default()
     };
-    check_change(&DesiredNet::default(), &isolated, expect![[r#"
+    check_change(
+        &DesiredNet::default(),
+        &isolated,
+        expect![[r#"
         add set ip timonier-node-1 net-orchestrateurtest { type ipv4_addr; }
         add chain ip timonier-node-1 net-orchestrateurtest
         add rule ip timonier-node-1 net-orchestrateurtest ip saddr @net-orchestrateurtest accept
@@ -165,8 +171,12 @@ fn host_ports_come_and_an_isolated_network_goes() {
         add rule ip timonier-node-1 net-orchestrateurtest reject with icmp type admin-prohibited
         add element ip timonier-node-1 isolated { 10.244.1.2 : goto net-orchestrateurtest, 10.244.2.2 : goto net-orchestrateurtest }
         add element ip timonier-node-1 net-orchestrateurtest { 10.244.1.2, 10.244.2.2 }
-    "#]]);
-    check_change(&isolated, &ports, expect![[r#"
+    "#]],
+    );
+    check_change(
+        &isolated,
+        &ports,
+        expect![[r#"
         add chain ip timonier-node-1 host-192.0.2.2/tcp/8443
         add chain ip timonier-node-1 host-any/tcp/8080
         delete element ip timonier-node-1 isolated { 10.244.1.2, 10.244.2.2 }
@@ -179,7 +189,8 @@ fn host_ports_come_and_an_isolated_network_goes() {
         add element ip timonier-node-1 services { 192.0.2.2 . tcp . 8443 : goto host-192.0.2.2/tcp/8443 }
         delete chain ip timonier-node-1 net-orchestrateurtest
         delete set ip timonier-node-1 net-orchestrateurtest
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -1,0 +1,196 @@
+//! Starting, starting again, attaching again, cleaning up.
+
+use std::time::{Duration, Instant};
+
+use timonier_agent::net::{NetError, Network, remove};
+use timonier_agent_core::net::{DesiredNet, Protocol, ServicePlan, ServicePortPlan};
+
+use crate::machine::{Machine, Namespace, PORT, Pod, config};
+
+fn one_service(pod: &Pod) -> DesiredNet {
+    DesiredNet {
+        services: vec![ServicePlan {
+            name: "web".into(),
+            ns: "default".into(),
+            cluster_ip: Some("10.96.0.10".parse().unwrap()),
+            ports: vec![ServicePortPlan {
+                port: 80,
+                protocol: Protocol::Tcp,
+                node_port: Some(30080),
+                endpoints: vec![(pod.ip, PORT)],
+            }],
+            client_ip_affinity: false,
+        }],
+        isolated: [("alone".to_owned(), [pod.ip].into())].into(),
+        ..DesiredNet::default()
+    }
+}
+
+async fn program(network: &Network, pod: &Pod) {
+    network.synced(network.sync(one_service(pod))).await.unwrap();
+}
+
+#[test]
+fn teardown_leaves_nothing() {
+    for docker in [true, false] {
+        let machine = Machine::new();
+        if docker {
+            machine.sh("iptables -P FORWARD DROP; iptables -N DOCKER-USER; \
+                        iptables -A DOCKER-USER -j RETURN; iptables -I FORWARD -j DOCKER-USER");
+        } else {
+            // Makes iptables' empty tables, which stay, before the first look.
+            machine.sh("iptables -A FORWARD -j ACCEPT; iptables -D FORWARD -j ACCEPT");
+        }
+        let before = machine.traces();
+        let (one, two, a, b) = machine.block_on(|| async {
+            let one = Network::start(config(1)).await.unwrap();
+            let a = Pod::start(&one, "a").await;
+            program(&one, &a).await;
+            let two = Network::start(config(2)).await.unwrap();
+            let b = Pod::start(&two, "b").await;
+            (one, two, a, b)
+        });
+        let with_one = |(command, trace): (&&'static str, &String)| {
+            (command.to_string(), trace.lines().filter(|l| !l.contains("node-2")).count())
+        };
+        assert!(machine.traces() != before);
+        machine.block_on(move || async move {
+            program(&two, &b).await;
+            two.teardown().await.unwrap();
+            two.teardown().await.unwrap();
+            let refused = two.attach("x", b.namespace.pid(), b.ip).await.unwrap_err();
+            assert!(matches!(refused, NetError::Closed { .. }), "{refused}");
+        });
+        let alone: Vec<_> = machine.traces().iter().map(with_one).collect();
+        assert!(!machine.sh("nft list ruleset").contains("node-2"));
+        assert!(!machine.sh("ip route").contains("10.244.2."));
+        assert_eq!(a.namespace.ask(a.ip, PORT).unwrap().0, "a", "the other agent's pod goes on");
+        assert!(machine.traces().iter().map(with_one).eq(alone));
+        drop(one);
+        machine.block_on(|| async { remove(&config(1)).await.unwrap() });
+        assert_eq!(machine.traces(), before, "docker: {docker}");
+    }
+}
+
+#[test]
+fn a_restarted_agent_takes_over() {
+    let machine = Machine::new();
+    machine.block_on(|| async {
+        let first = Network::start(config(1)).await.unwrap();
+        let pod = Pod::start(&first, "a").await;
+        let gone = Pod::start(&first, "gone").await;
+        program(&first, &pod).await;
+        drop(first);
+        let second = Network::start(config(1)).await.unwrap();
+        let service = "10.96.0.10".parse().unwrap();
+        assert_eq!(crate::machine::ask(service, 80).unwrap().0, "a", "before anything is synced");
+        second.adopt(&pod.uid, pod.ip).unwrap();
+        second.attach(&pod.uid, pod.namespace.pid(), pod.ip).await.unwrap();
+        let removed = second.remove_leftovers([pod.uid.clone()].into()).await.unwrap();
+        assert_eq!(removed.len(), 1, "{removed:?}");
+        assert!(gone.ask(pod.ip, PORT).is_err());
+        assert_eq!(crate::machine::ask(pod.ip, PORT).unwrap().0, "a");
+        program(&second, &pod).await;
+        assert_eq!(crate::machine::ask(service, 80).unwrap().0, "a");
+        assert_ne!(second.allocate("uid-new").unwrap(), pod.ip);
+    });
+}
+
+#[test]
+fn attaching_again_keeps_a_link_and_replaces_a_dead_one() {
+    let machine = Machine::new();
+    machine.block_on(|| async {
+        let network = Network::start(config(1)).await.unwrap();
+        let pod = Pod::start(&network, "a").await;
+        network.attach(&pod.uid, pod.namespace.pid(), pod.ip).await.unwrap();
+        assert_eq!(crate::machine::ask(pod.ip, PORT).unwrap().0, "a");
+        // The container was started again: same pod, a new process, the old one not yet gone.
+        let again = Namespace::new();
+        again.serve("a-again");
+        network.attach(&pod.uid, again.pid(), pod.ip).await.unwrap();
+        assert_eq!(crate::machine::ask(pod.ip, PORT).unwrap().0, "a-again");
+        network.detach(&pod.uid).await.unwrap();
+        network.detach(&pod.uid).await.unwrap();
+        assert!(crate::machine::ask(pod.ip, PORT).is_err());
+        let strange = network.attach("uid-b", again.pid(), pod.ip).await;
+        strange.expect("its link is gone, so it can be another pod's");
+        drop(again);
+        network.detach("uid-b").await.unwrap();
+    });
+}
+
+#[test]
+fn what_cannot_be_attached_is_told() {
+    let machine = Machine::new();
+    let host = machine.namespace.pid();
+    machine.block_on(move || async move {
+        let network = Network::start(config(1)).await.unwrap();
+        let ip = network.allocate("x").unwrap();
+        let error = network.attach("x", host, ip).await.unwrap_err();
+        assert!(error.to_string().ends_with("the process is in the host's own network namespace"));
+        let error = network.attach("x", u32::MAX, ip).await.unwrap_err().to_string();
+        assert!(error.contains("opening the pod's network namespace: No such file"), "{error}");
+        let taken = Pod::start(&network, "taken").await;
+        let error = network.attach("x", taken.namespace.pid(), ip).await.unwrap_err();
+        assert!(error.to_string().contains("eth0"), "{error}");
+        assert_eq!(crate::machine::ask(taken.ip, PORT).unwrap().0, "taken", "unharmed");
+        let mut bad = config(2);
+        bad.bridge = "a-name-that-is-too-long".into();
+        let error = Network::start(bad).await.err().unwrap().to_string();
+        assert!(error.contains("cannot name a bridge; hint"), "{error}");
+    });
+}
+
+#[test]
+fn what_others_undo_is_made_good() {
+    let machine = Machine::new();
+    let (network, pod) = machine.block_on(|| async {
+        let network = Network::start(config(1)).await.unwrap();
+        let pod = Pod::start(&network, "a").await;
+        let open = DesiredNet { isolated: Default::default(), ..one_service(&pod) };
+        network.synced(network.sync(open)).await.unwrap();
+        (network, pod)
+    });
+    // Docker comes, with its closed FORWARD chain; somebody reloads the firewall.
+    machine.sh("nft delete table ip timonier-node-1; iptables -F FORWARD; \
+                iptables -P FORWARD DROP; iptables -N DOCKER-USER; \
+                iptables -I FORWARD -j DOCKER-USER");
+    machine.block_on(move || async move {
+        let other = Pod::start(&network, "b").await;
+        assert!(other.ask(pod.ip, PORT).is_err(), "the chain is closed");
+        network.ensure_forwarding().await.unwrap();
+        network.ensure_forwarding().await.unwrap();
+        assert_eq!(other.ask(pod.ip, PORT).err().map(|e| e.kind()), None);
+        let start = Instant::now();
+        while crate::machine::ask("10.96.0.10".parse().unwrap(), 80).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(10), "the table does not come back");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let rules = machine.sh("iptables -S DOCKER-USER");
+    assert_eq!(rules.matches("timonier agent node-1").count(), 2, "{rules}");
+}
+
+#[test]
+fn attaching_takes_few_milliseconds() {
+    const PODS: usize = 100;
+    let machine = Machine::new();
+    let (median, worst) = machine.block_on(|| async {
+        let network = Network::start(config(1)).await.unwrap();
+        let mut times = Vec::new();
+        let mut pods = Vec::new();
+        for number in 0..PODS {
+            let (pod, uid) = (Namespace::new(), format!("uid-{number}"));
+            let ip = network.allocate(&uid).unwrap();
+            let start = Instant::now();
+            network.attach(&uid, pod.pid(), ip).await.unwrap();
+            times.push(start.elapsed());
+            pods.push(pod);
+        }
+        network.teardown().await.unwrap();
+        times.sort();
+        (times[PODS / 2], times[PODS - 1])
+    });
+    eprintln!("attach: median {median:?}, worst {worst:?} of {PODS}");
+    assert!(median < Duration::from_millis(20), "median {median:?}");
+}
