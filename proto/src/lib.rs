@@ -11,8 +11,10 @@ pub mod v1 {
 }
 
 pub mod compiled;
+pub mod decode;
 pub mod kinds;
 pub mod latency;
+pub mod names;
 pub mod quantity;
 pub mod selector;
 pub mod status;

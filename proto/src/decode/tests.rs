@@ -1,0 +1,174 @@
+use expect_test::{Expect, expect};
+use serde_json::json;
+
+use super::*;
+
+fn check(value: Value, expected: Expect) {
+    let error = decode(&value).expect_err("it should be refused");
+    expected.assert_eq(&error.message);
+    // Text and tree are refused in the same words.
+    let again = decode_json(value.to_string().as_bytes()).expect_err("it should be refused");
+    assert_eq!(error, again);
+    assert_eq!(error.reason, Reason::BadRequest);
+}
+
+fn deployment(spec: Value) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
+}
+
+fn container(container: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [container]}})
+}
+
+#[test]
+fn unknown_fields_are_named_with_their_path() {
+    check(
+        deployment(json!({"template": {"spec": {"contaners": []}}})),
+        expect![[r#"
+            Deployment.apps "web": strict decoding error: unknown field "spec.template.spec.contaners"
+            hint: did you mean containers instead of contaners?"#]],
+    );
+    check(
+        container(json!({"name": "c", "imagePullpolicy": "Always", "zzz": 1})),
+        expect![[r#"
+            Pod "p": strict decoding error: unknown field "spec.containers[0].imagePullpolicy", unknown field "spec.containers[0].zzz"
+            hint: did you mean imagePullPolicy instead of imagePullpolicy?"#]],
+    );
+    check(
+        json!({"apiVersion": "autoscaling.timonier.io/v1", "kind": "LatencyAutoscaler",
+            "metadata": {"name": "l"}, "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "x"},
+            "latencyMilliseconds": 20, "setp": 2}}),
+        expect![[r#"
+            LatencyAutoscaler.autoscaling.timonier.io "l": strict decoding error: unknown field "spec.setp"
+            hint: did you mean step instead of setp?"#]],
+    );
+}
+
+#[test]
+fn mistyped_fields_are_named_with_their_path() {
+    check(
+        deployment(json!({"replicas": "three"})),
+        expect![[
+            r#"Deployment.apps "web": spec.replicas: invalid type: string "three", expected i32"#
+        ]],
+    );
+    check(
+        deployment(json!({"replicas": "3"})),
+        expect![[r#"
+            Deployment.apps "web": spec.replicas: invalid type: string "3", expected i32
+            hint: write it without quotes: 3"#]],
+    );
+    check(
+        container(json!({"name": "c", "env": [{"name": "A", "value": 1}]})),
+        expect![[r#"
+            Pod "p": spec.containers[0].env[0].value: invalid type: integer `1`, expected a string
+            hint: quote it: "1""#]],
+    );
+    check(
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "c", "labels": {"a.b/c": true}}}),
+        expect![[r#"
+            ConfigMap "c": metadata.labels[a.b/c]: invalid type: boolean `true`, expected a string
+            hint: quote it: "true""#]],
+    );
+    check(
+        container(json!("c")),
+        expect![[r#"Pod "p": spec.containers[0]: invalid type: string "c", expected Container"#]],
+    );
+    check(
+        json!({"apiVersion": "autoscaling.timonier.io/v1", "kind": "LatencyAutoscaler",
+            "metadata": {"name": "l"}, "spec": {"latencyMilliseconds": 20}}),
+        expect![
+            "LatencyAutoscaler.autoscaling.timonier.io \"l\": spec: missing field `scaleTargetRef`"
+        ],
+    );
+}
+
+#[test]
+fn unknown_kinds_get_the_nearest() {
+    let of = |api_version: &str, kind: &str| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}});
+    check(
+        of("v1", "Foo"),
+        expect![[r#"
+            no matches for kind "Foo" in version "v1"
+            hint: the kinds served here are Namespace, Node, Pod, Service, Deployment, ReplicaSet, ConfigMap, Endpoints, Event, LatencyAutoscaler"#]],
+    );
+    check(
+        of("apps/v1", "Deploiment"),
+        expect![[r#"
+            no matches for kind "Deploiment" in version "apps/v1"
+            hint: did you mean Deployment (apiVersion apps/v1)?"#]],
+    );
+    check(
+        of("extensions/v1beta1", "Deployment"),
+        expect![[r#"
+            no matches for kind "Deployment" in version "extensions/v1beta1"
+            hint: Deployment is served as apiVersion apps/v1"#]],
+    );
+    check(
+        json!({"kind": "Pod", "metadata": {"name": "x"}}),
+        expect![[r#"
+            decode Pod "x": the field apiVersion is missing
+            hint: Pod is served as apiVersion v1"#]],
+    );
+    check(
+        json!({"apiVersion": "v1"}),
+        expect![[r#"
+            decode the manifest: the field kind is missing
+            hint: begin with apiVersion and kind, for example `apiVersion: v1` and `kind: Pod`"#]],
+    );
+    check(json!([1]), expect!["a manifest must be a map with apiVersion and kind, found a list"]);
+    check(
+        json!({"apiVersion": "v1", "kind": 3}),
+        expect!["kind: invalid type: number `3`, expected a string"],
+    );
+}
+
+#[test]
+fn what_kubernetes_accepts_is_accepted() {
+    let pod = decode(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "creationTimestamp": null, "labels": null},
+        "spec": {"containers": [{"name": "c", "image": "a", "ports": null,
+            "resources": {"requests": {"cpu": 1, "memory": "64Mi"}, "limits": {"cpu": 1.5}}}],
+            "nodeSelector": null},
+        "status": {}
+    }))
+    .unwrap();
+    let requests = pod.to_value().unwrap()["spec"]["containers"][0]["resources"].clone();
+    assert_eq!(
+        requests,
+        json!({"requests": {"cpu": "1", "memory": "64Mi"}, "limits": {"cpu": "1.5"}})
+    );
+}
+
+#[test]
+fn lists_are_flattened() {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod"});
+    let bare = json!({"metadata": {"name": "a"}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        pod, {"apiVersion": "v1", "kind": "ConfigMapList", "items": [bare]}, null
+    ]});
+    let flat = flatten(list).unwrap();
+    assert_eq!(flat.len(), 2);
+    assert_eq!(flat[0], pod);
+    assert_eq!(flat[1]["kind"], "ConfigMap");
+    assert_eq!(flatten(Value::Null).unwrap(), Vec::<Value>::new());
+    assert_eq!(flatten(pod.clone()).unwrap(), vec![pod]);
+    assert!(flatten(json!({"apiVersion": "v1", "kind": "List", "items": {}})).is_err());
+}
+
+#[test]
+fn malformed_json_is_said_to_be() {
+    let error = decode_json(b"{\"kind\": [").unwrap_err();
+    expect!["decode the object: malformed JSON: EOF while parsing a list at line 1 column 10"]
+        .assert_eq(&error.message);
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_answered(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+        let _ = decode_json(&bytes);
+    }
+}
