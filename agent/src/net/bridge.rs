@@ -90,11 +90,10 @@ pub(super) fn set_up(config: &NetConfig) -> Result<u32, NetError> {
 }
 
 /// Removes the bridge and the links of its pods; nothing to do where there is none.
-pub(super) fn remove(config: &NetConfig) -> Result<(), NetError> {
-    let failed =
-        |source| NetError::Bridge { step: "removing", bridge: config.bridge.clone(), source };
+pub(super) fn remove(name: &str) -> Result<(), NetError> {
+    let failed = |source| NetError::Bridge { step: "removing", bridge: name.to_owned(), source };
     let mut netlink = Netlink::open().map_err(failed)?;
-    let Some(bridge) = netlink.link(&config.bridge).map_err(failed)? else { return Ok(()) };
+    let Some(bridge) = netlink.link(name).map_err(failed)? else { return Ok(()) };
     for (index, _) in ports(&mut netlink, bridge.header.index).map_err(failed)? {
         delete(&mut netlink, index).map_err(failed)?;
     }

@@ -245,7 +245,7 @@ impl Network {
     pub async fn teardown(&self) -> Result<(), NetError> {
         self.inner.closed.store(true, Ordering::Release);
         self.inner.follower.abort();
-        remove(&self.inner.config).await
+        remove(&self.inner.config.node, &self.inner.config.bridge).await
     }
 
     fn check_open(&self) -> Result<(), NetError> {
@@ -275,18 +275,17 @@ impl NetConfig {
     }
 }
 
-/// Removes from the host what a network with this configuration made, without starting it: for
-/// cleaning up after an agent that is gone. Of `config` only the node and the bridge matter.
-pub async fn remove(config: &NetConfig) -> Result<(), NetError> {
-    let NetConfig { node, bridge, .. } = config;
+/// Removes from the host what the network of `node` made, its bridge being `bridge`, without
+/// starting it: for cleaning up after an agent that is gone.
+pub async fn remove(node: &str, bridge: &str) -> Result<(), NetError> {
     let table = table_name(node);
     rules::remove_table(&table)
         .await
         .map_err(|reason| NetError::Rules { table: table.clone(), reason })?;
     forwarding::remove(bridge, node)
         .await
-        .map_err(|reason| NetError::Forwarding { bridge: bridge.clone(), reason })?;
-    let on_thread = config.clone();
+        .map_err(|reason| NetError::Forwarding { bridge: bridge.to_owned(), reason })?;
+    let on_thread = bridge.to_owned();
     blocking(node, "removing the bridge", move || bridge::remove(&on_thread)).await?
 }
 

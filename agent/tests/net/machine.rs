@@ -239,7 +239,8 @@ pub fn config(number: u8) -> NetConfig {
     }
 }
 
-/// Waits for something outside this process.
+/// Waits for something outside this process, on a thread that has nothing else to do.
+#[allow(clippy::disallowed_methods)]
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {

@@ -1,6 +1,7 @@
 //! Changing the table bit by bit leads where writing it whole leads.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use timonier_agent::net::Network;
 use timonier_agent_core::net::{
@@ -67,6 +68,38 @@ fn wishes_in_a_row_are_merged_and_the_last_one_counts() {
     let listing = machine.sh("nft list table ip timonier-node-1");
     assert_eq!(listing.matches("chain svc-").count(), 1, "{listing}");
     assert!(listing.contains("10.96.0.200 . tcp . 8 : goto svc-default/service-200/tcp/8"));
+}
+
+#[test]
+fn a_change_among_many_services_is_quick() {
+    const SERVICES: u16 = 1000;
+    let machine = Machine::new();
+    let (full, change) = machine.block_on(|| async {
+        let network = Network::start(config(1)).await.unwrap();
+        let mut desired = DesiredNet::default();
+        for number in 0..SERVICES {
+            let [high, low] = number.to_be_bytes();
+            let pod = Ipv4Addr::new(10, 244, 1, low.max(2));
+            let mut plan = service(low, 80, &[(pod, 80), (pod, 81), (pod, 82)]);
+            plan.name = format!("service-{number}");
+            plan.cluster_ip = Some(Ipv4Addr::new(10, 96, high + 1, low));
+            desired.services.push(plan);
+        }
+        let start = Instant::now();
+        network.synced(network.sync(desired.clone())).await.unwrap();
+        let full = start.elapsed();
+        let mut changes = Vec::new();
+        for port in 0..21 {
+            desired.services[500].ports[0].endpoints[0].1 = 9000 + port;
+            let start = Instant::now();
+            network.synced(network.sync(desired.clone())).await.unwrap();
+            changes.push(start.elapsed());
+        }
+        changes.sort();
+        (full, changes[changes.len() / 2])
+    });
+    eprintln!("{SERVICES} services: whole table {full:?}, one endpoint {change:?} (median)");
+    assert!(change < Duration::from_secs(1), "{change:?}");
 }
 
 fn nft(machine: &Machine, script: &str) {
