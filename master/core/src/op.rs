@@ -9,16 +9,19 @@ use timonier_proto::{Object, ObjectKey};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Op {
     /// The object must not exist. uid and creationTimestamp are set by the proposer; the
-    /// resourceVersion (the log index) and generation 1 are set when applied.
+    /// resourceVersion (the revision of the change) and generation 1 are set when applied.
     Create(Object),
-    /// Metadata and spec; the stored status stays. `metadata.generation` grows when the spec
-    /// changed. A non-empty resourceVersion or uid in the object must match.
+    /// Metadata and spec; the stored status stays, and so do uid, creation and deletion times and a
+    /// pod's node. `metadata.generation` grows when the spec changed. A non-empty resourceVersion or
+    /// uid in the object must match. What equals the stored object changes nothing.
     Replace(Object),
-    /// Only the status; the stored metadata and spec stay. A non-empty uid must match.
+    /// Only the status; the stored metadata and spec stay, and so does a pod's PodScheduled
+    /// condition if the new status has none. A non-empty uid must match.
     ReplaceStatus(Object),
     /// Sets `spec.nodeName` of a pod that has none, and its PodScheduled condition.
     Bind { pod: ObjectKey, uid: String, node: String, at: Timestamp },
-    /// Asks for the object to end: sets deletionTimestamp and grace period, once. Whoever owns
+    /// Asks for the object to end: sets deletionTimestamp (as in Kubernetes, `at` plus the grace
+    /// period: when it should be gone) and the grace period, once. Whoever owns
     /// what the object stands for (agent, namespace reconciler) removes it when it is gone.
     MarkDeleted { key: ObjectKey, uid: Option<String>, at: Timestamp, grace_seconds: i64 },
     /// Takes the object out of the store.
@@ -81,7 +84,8 @@ pub enum Rejection {
     Invalid { key: ObjectKey, why: String },
 }
 
-/// One object's change, as watchers and the driver see it.
+/// One object's change, as watchers and the driver see it. Every change has a revision of its own,
+/// and they have no gaps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
     pub revision: u64,

@@ -1,25 +1,55 @@
 //! [`Snapshot`]: the whole state at one revision. A clone is a few pointers, so lists, watches and
 //! reconcilers never hold up writers.
+//!
+//! Reading only; [`crate::apply`] is the one place that changes it.
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet, Vector};
 use k8s_openapi::api::core::v1::Pod;
 use timonier_proto::{Kind, Kinded, Object, ObjectKey};
 
+use crate::object::{controller_of, node_of};
+
+/// The state remembers so many transaction ids, and answers a repeated one with what it did.
+pub const TXN_IDS_MAX: usize = 10_000;
+
 /// The replicated state, immutable to all but [`crate::apply`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
-    /// Log index of the last applied write.
+    /// Counts the changes of all objects since the cluster began; the resourceVersion of the object
+    /// that changed last.
     pub revision: u64,
-    pub(crate) objects: OrdMap<ObjectKey, Object>,
+    // Keys are shared: changing a map that a clone shares copies a few of its nodes, keys included.
+    pub(crate) objects: OrdMap<Arc<ObjectKey>, Object>,
     /// (node, pod), for bound pods.
-    pub(crate) pods_by_node: OrdSet<(String, ObjectKey)>,
+    pub(crate) pods_by_node: OrdSet<(Arc<str>, Arc<ObjectKey>)>,
     /// (owner's uid, object), for objects with a controlling owner.
-    pub(crate) by_owner: OrdSet<(String, ObjectKey)>,
+    pub(crate) by_owner: OrdSet<(Arc<str>, Arc<ObjectKey>)>,
+    /// The last transactions that had an id, with the revision after each.
+    pub(crate) answered: OrdMap<Arc<str>, u64>,
+    /// The ids in `answered`, oldest first.
+    pub(crate) answered_order: Vector<Arc<str>>,
 }
 
 impl Snapshot {
+    /// The state with these objects, as they were stored, and these answered transactions (oldest
+    /// first, as [`Self::answered`] gives them); the indexes are derived.
+    pub fn rebuild(
+        revision: u64,
+        objects: impl IntoIterator<Item = Object>,
+        answered: impl IntoIterator<Item = (String, u64)>,
+    ) -> Self {
+        let mut snapshot = Self { revision, ..Self::default() };
+        for object in objects {
+            snapshot.put(Arc::new(object.key()), Some(object));
+        }
+        for (id, revision) in answered {
+            snapshot.remember(&id, revision);
+        }
+        snapshot
+    }
+
     pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(key)
     }
@@ -43,7 +73,7 @@ impl Snapshot {
         kind: Kind,
         namespace: Option<&str>,
     ) -> impl Iterator<Item = &Object> + use<'_> {
-        let start = ObjectKey::new(kind, namespace.unwrap_or_default(), "");
+        let start = Arc::new(ObjectKey::new(kind, namespace.unwrap_or_default(), ""));
         let namespace = namespace.map(str::to_owned);
         self.objects
             .range(start..)
@@ -60,26 +90,91 @@ impl Snapshot {
         self.objects_of(T::KIND, namespace).filter_map(T::from_object)
     }
 
+    /// In order of kind, namespace and name.
     pub fn all_objects(&self) -> impl Iterator<Item = &Object> {
         self.objects.values()
     }
 
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> + use<'_> {
-        let start = (node.to_owned(), ObjectKey::new(Kind::Namespace, "", ""));
-        let node = node.to_owned();
-        self.pods_by_node
-            .range(start..)
-            .take_while(move |(n, _)| *n == node)
-            .filter_map(|(_, key)| self.objects.get(key).and_then(Pod::from_object))
+        self.indexed(&self.pods_by_node, node).filter_map(Pod::from_object)
     }
 
     /// What the object with this uid controls (ownerReferences with `controller: true`).
     pub fn owned_by<T: Kinded>(&self, uid: &str) -> impl Iterator<Item = &Arc<T>> + use<'_, T> {
-        let start = (uid.to_owned(), ObjectKey::new(Kind::Namespace, "", ""));
-        let uid = uid.to_owned();
-        self.by_owner
+        self.indexed(&self.by_owner, uid).filter_map(T::from_object)
+    }
+
+    /// The last transactions that had an id, oldest first, with the revision after each.
+    pub fn answered(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.answered_order
+            .iter()
+            .map(|id| (&**id, self.answered.get(id).copied().unwrap_or_default()))
+    }
+
+    fn indexed<'a>(
+        &'a self,
+        index: &'a OrdSet<(Arc<str>, Arc<ObjectKey>)>,
+        word: &str,
+    ) -> impl Iterator<Item = &'a Object> + use<'a> {
+        let word: Arc<str> = word.into();
+        let start = (word.clone(), Arc::new(ObjectKey::new(Kind::Namespace, "", "")));
+        index
             .range(start..)
-            .take_while(move |(u, _)| *u == uid)
-            .filter_map(|(_, key)| self.objects.get(key).and_then(T::from_object))
+            .take_while(move |(w, _)| *w == word)
+            .filter_map(|(_, key)| self.objects.get(key))
+    }
+
+    /// Puts, replaces or (with `None`) removes one object, and keeps the indexes. Answers what was
+    /// there.
+    pub(crate) fn put(&mut self, key: Arc<ObjectKey>, after: Option<Object>) -> Option<Object> {
+        let owner = after.as_ref().and_then(owner_in_index).map(str::to_owned);
+        let node = after.as_ref().and_then(node_in_index).map(str::to_owned);
+        let before = match after {
+            Some(object) => self.objects.insert(key.clone(), object),
+            None => self.objects.remove(&key),
+        };
+        let owner_before = before.as_ref().and_then(owner_in_index);
+        let node_before = before.as_ref().and_then(node_in_index);
+        move_in_index(&mut self.by_owner, &key, owner_before, owner.as_deref());
+        move_in_index(&mut self.pods_by_node, &key, node_before, node.as_deref());
+        before
+    }
+
+    /// Remembers that the transaction was applied; forgets the oldest past the bound.
+    pub(crate) fn remember(&mut self, id: &str, revision: u64) {
+        let id: Arc<str> = id.into();
+        if self.answered.insert(id.clone(), revision).is_none() {
+            self.answered_order.push_back(id);
+        }
+        while self.answered_order.len() > TXN_IDS_MAX {
+            if let Some(oldest) = self.answered_order.pop_front() {
+                self.answered.remove(&oldest);
+            }
+        }
+    }
+}
+
+fn owner_in_index(object: &Object) -> Option<&str> {
+    controller_of(object.meta()).map(|owner| owner.uid.as_str())
+}
+
+fn node_in_index(object: &Object) -> Option<&str> {
+    object.get::<Pod>().and_then(|pod| node_of(pod))
+}
+
+fn move_in_index(
+    index: &mut OrdSet<(Arc<str>, Arc<ObjectKey>)>,
+    key: &Arc<ObjectKey>,
+    before: Option<&str>,
+    after: Option<&str>,
+) {
+    if before == after {
+        return;
+    }
+    if let Some(word) = before {
+        index.remove(&(Arc::from(word), key.clone()));
+    }
+    if let Some(word) = after {
+        index.insert((Arc::from(word), key.clone()));
     }
 }
