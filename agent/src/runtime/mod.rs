@@ -44,8 +44,11 @@ pub trait Runtime: Send + Sync + 'static {
         progress: Progress<'a>,
     ) -> Answer<'a, ImageInfo>;
     /// Takes in an archive as `docker save` writes it; the references or ids it held.
-    fn load_image<'a>(&'a self, archive: Archive, progress: Progress<'a>)
-    -> Answer<'a, Vec<String>>;
+    fn load_image<'a>(
+        &'a self,
+        archive: Archive,
+        progress: Progress<'a>,
+    ) -> Answer<'a, Vec<String>>;
     /// Layers (`sha256:…`, uncompressed) that some image here has.
     fn layers(&self) -> Answer<'_, Vec<String>>;
 
@@ -167,8 +170,13 @@ pub struct Mount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountKind {
     /// A file or folder of the host, which exists.
-    Bind { source: String, propagation: Option<String> },
-    Tmpfs { size_bytes: Option<i64> },
+    Bind {
+        source: String,
+        propagation: Option<String>,
+    },
+    Tmpfs {
+        size_bytes: Option<i64>,
+    },
 }
 
 /// Bounds of a container; 0 is none.
