@@ -173,79 +173,83 @@ impl Ruleset {
     }
 
     fn add_base_chains(&mut self, ranges: &NodeRanges) {
-        let NodeRanges { bridge, pods, cluster, services } = ranges;
-        let chains: [(&str, Option<&'static str>, Vec<String>); 9] = [
-            (
-                "guard",
-                Some("type filter hook prerouting priority raw"),
-                vec![
-                    // route_localnet lets answers to 127.0.0.1 in; nothing else may come so.
-                    format!("iifname \"{bridge}\" ip daddr {LOOPBACK} drop"),
-                    format!("iifname \"{bridge}\" ip saddr != {pods} drop"),
-                ],
-            ),
-            (
-                "translate",
-                None,
-                vec![
-                    "ip daddr . meta l4proto . th dport vmap @services".to_owned(),
-                    "fib daddr type local meta l4proto . th dport vmap @local_ports".to_owned(),
-                ],
-            ),
-            (
-                "nat-prerouting",
-                Some("type nat hook prerouting priority dstnat"),
-                vec!["jump translate".to_owned()],
-            ),
-            (
-                "nat-output",
-                Some("type nat hook output priority -100"),
-                vec!["jump translate".to_owned()],
-            ),
-            (
-                "nat-postrouting",
-                Some("type nat hook postrouting priority srcnat"),
-                vec![
-                    "ip saddr . ip daddr @self masquerade fully-random".to_owned(),
-                    format!("ip saddr {LOOPBACK} ip daddr {cluster} masquerade fully-random"),
-                    format!(
-                        "ip saddr {pods} ip daddr != {{ {cluster}, {services} }} \
-                         masquerade fully-random"
-                    ),
-                ],
-            ),
-            ("refuse", None, refuse_rules()),
-            (
-                "filter-forward",
-                Some("type filter hook forward priority filter"),
-                vec![
-                    "ct state established,related accept".to_owned(),
-                    "ip daddr vmap @isolated".to_owned(),
-                    format!("ip daddr {services} goto refuse"),
-                ],
-            ),
-            (
-                "filter-input",
-                Some("type filter hook input priority filter"),
-                vec![
-                    "ct state established,related accept".to_owned(),
-                    "meta l4proto . th dport @refused_ports goto refuse".to_owned(),
-                ],
-            ),
-            (
-                "filter-output",
-                Some("type filter hook output priority filter"),
-                vec![
-                    "ct state established,related accept".to_owned(),
-                    format!("ip daddr {services} goto refuse"),
-                    "fib daddr type local meta l4proto . th dport @refused_ports goto refuse"
-                        .to_owned(),
-                ],
-            ),
-        ];
-        for (name, hook, rules) in chains {
-            self.chains.insert(name.to_owned(), Chain { hook, rules });
-        }
+        self.add_nat_chains(ranges);
+        self.add_filter_chains(ranges);
+    }
+
+    fn add_nat_chains(&mut self, ranges: &NodeRanges) {
+        let NodeRanges { pods, cluster, services, .. } = ranges;
+        self.chain(
+            "translate",
+            None,
+            [
+                "ip daddr . meta l4proto . th dport vmap @services".to_owned(),
+                "fib daddr type local meta l4proto . th dport vmap @local_ports".to_owned(),
+            ],
+        );
+        let jump = || ["jump translate".to_owned()];
+        self.chain("nat-prerouting", Some("type nat hook prerouting priority dstnat"), jump());
+        self.chain("nat-output", Some("type nat hook output priority -100"), jump());
+        self.chain(
+            "nat-postrouting",
+            Some("type nat hook postrouting priority srcnat"),
+            [
+                "ip saddr . ip daddr @self masquerade fully-random".to_owned(),
+                format!("ip saddr {LOOPBACK} ip daddr {cluster} masquerade fully-random"),
+                format!(
+                    "ip saddr {pods} ip daddr != {{ {cluster}, {services} }} \
+                     masquerade fully-random"
+                ),
+            ],
+        );
+    }
+
+    fn add_filter_chains(&mut self, ranges: &NodeRanges) {
+        let NodeRanges { bridge, pods, services, .. } = ranges;
+        let known = || "ct state established,related accept".to_owned();
+        let untranslated = || format!("ip daddr {services} goto refuse");
+        let closed = "meta l4proto . th dport @refused_ports goto refuse";
+        self.chain(
+            "guard",
+            Some("type filter hook prerouting priority raw"),
+            [
+                // route_localnet lets answers to 127.0.0.1 in; nothing else may come so.
+                format!("iifname \"{bridge}\" ip daddr {LOOPBACK} drop"),
+                format!("iifname \"{bridge}\" ip saddr != {pods} drop"),
+            ],
+        );
+        self.chain(
+            "refuse",
+            None,
+            [
+                "meta l4proto tcp reject with tcp reset".to_owned(),
+                "reject with icmp type port-unreachable".to_owned(),
+            ],
+        );
+        self.chain(
+            "filter-forward",
+            Some("type filter hook forward priority filter"),
+            [known(), "ip daddr vmap @isolated".to_owned(), untranslated()],
+        );
+        self.chain(
+            "filter-input",
+            Some("type filter hook input priority filter"),
+            [known(), closed.to_owned()],
+        );
+        self.chain(
+            "filter-output",
+            Some("type filter hook output priority filter"),
+            [known(), untranslated(), format!("fib daddr type local {closed}")],
+        );
+    }
+
+    fn chain<const N: usize>(
+        &mut self,
+        name: &str,
+        hook: Option<&'static str>,
+        rules: [String; N],
+    ) {
+        self.chains.insert(name.to_owned(), Chain { hook, rules: rules.into() });
     }
 
     /// Puts an element that is not there yet; the first claim stays.
@@ -253,13 +257,6 @@ impl Ruleset {
         let set = self.sets.get_mut(set).expect("declare_sets made it");
         set.elements.entry(key).or_insert(value);
     }
-}
-
-fn refuse_rules() -> Vec<String> {
-    vec![
-        "meta l4proto tcp reject with tcp reset".to_owned(),
-        "reject with icmp type port-unreachable".to_owned(),
-    ]
 }
 
 fn translate_at_random(protocol: Protocol, endpoints: &[Endpoint]) -> String {
