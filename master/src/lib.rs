@@ -2,3 +2,4 @@
 
 pub mod driver;
 pub mod stamp;
+pub mod store;
