@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use timonier_agent::net::{Network, init_bytes, install_init, sandbox_image, sandbox_image_tar};
+use timonier_agent::net::{Network, install_init};
 
 use crate::machine::{Machine, config, wait_for};
 
@@ -114,36 +114,4 @@ fn it_waits_for_the_default_route_and_ends_on_a_signal() {
     let output = started.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(143));
     assert_eq!(output.stdout, b"");
-}
-
-#[test]
-fn the_sandbox_image_holds_a_pod_on_docker() {
-    assert_eq!(sandbox_image_tar(), sandbox_image_tar(), "the same bytes each time");
-    assert!(init_bytes().len() < 64 * 1024);
-    let docker = |args: &[&str]| {
-        let output = Command::new("docker").args(args).output();
-        let output = output.expect("this test needs Docker and its command line");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "docker {args:?}: {said}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let archive = dir.path().join("sandbox.tar");
-    fs::write(&archive, sandbox_image_tar()).unwrap();
-    docker(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
-    let id = docker(&[
-        "run",
-        "--detach",
-        "--network=none",
-        "--read-only",
-        "--user=65534",
-        "--cap-drop=ALL",
-        &sandbox_image(),
-    ]);
-    assert_eq!(docker(&["inspect", "--format={{.State.Running}}", &id]), "true");
-    let start = Instant::now();
-    docker(&["stop", "--time=20", &id]);
-    assert!(start.elapsed() < Duration::from_secs(10), "it ends on SIGTERM");
-    assert_eq!(docker(&["inspect", "--format={{.State.ExitCode}}", &id]), "0");
-    docker(&["rm", &id]);
 }
