@@ -84,6 +84,9 @@ pub struct LatencyAutoscalerStatus {
     /// Since when the workload has been good without a break.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good_since: Option<Time>,
+    /// When `latency_microseconds` was last written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_at: Option<Time>,
     /// Replicas the target had when the autoscaler first saw it: the default minimum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_replicas: Option<i32>,

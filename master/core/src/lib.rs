@@ -3,6 +3,7 @@
 //!
 //! Nothing in this crate touches a clock, a disk or a network; its dependencies keep it so.
 
+pub mod admission;
 pub mod apply;
 pub mod endpoints;
 pub mod hash;
@@ -10,5 +11,7 @@ pub mod ipam;
 pub mod object;
 pub mod op;
 pub mod reconcile;
+pub mod rollout;
+pub mod schedule;
 pub mod snapshot;
 pub mod world;

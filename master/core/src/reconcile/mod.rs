@@ -5,6 +5,17 @@
 //! no book of expectations. What a loop answers is data; the driver checks it
 //! ([`crate::invariants`]), stamps it and proposes it.
 
+pub mod deployment;
+pub mod endpoints;
+pub mod events;
+pub mod gc;
+pub mod latency;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod record;
+pub mod replicaset;
+
 use timonier_proto::ObjectKey;
 
 use crate::op::Change;
@@ -34,4 +45,20 @@ pub trait Reconciler: Send + Sync {
 
     /// What to write so that the object gets closer to what it should be.
     fn reconcile(&self, world: &World, key: &ObjectKey) -> Plan;
+}
+
+/// Every control loop there is, the scheduler among them.
+pub fn all() -> Vec<Box<dyn Reconciler>> {
+    vec![
+        Box::new(node::NodeLoop),
+        Box::new(deployment::DeploymentLoop),
+        Box::new(replicaset::ReplicaSetLoop),
+        Box::new(crate::schedule::SchedulerLoop),
+        Box::new(endpoints::EndpointsLoop),
+        Box::new(pod::PodLoop),
+        Box::new(gc::GarbageLoop),
+        Box::new(namespace::NamespaceLoop),
+        Box::new(latency::LatencyLoop),
+        Box::new(events::EventLoop),
+    ]
 }
