@@ -5,20 +5,49 @@
 //! agent that starts takes over what runs, and one that stops leaves it running. It talks to no
 //! master: assignments come in and statuses go out through [`Pods`] and [`StatusBoard`].
 
+mod adoption;
 mod board;
+mod clock;
+mod engine;
+mod env;
+mod images;
+mod leftovers;
 mod network;
+mod ops;
+mod shared;
+mod spec;
+mod supervisor;
+#[cfg(test)]
+pub(crate) mod tests;
+mod worker;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use thiserror::Error;
 use timonier_agent_core::net::HostPortPlan;
 use timonier_proto::compiled::CompiledPod;
+use timonier_proto::v1::AgentEvent;
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use board::{Batch, StatusBoard};
-pub use network::PodNetwork;
+pub use leftovers::cleanup;
+pub use network::{NetAnswer, PodNetwork};
+
+use crate::net::{NetError, install_init};
+use crate::runtime::Runtime;
+use clock::Clock;
+use env::NodeFacts;
+use shared::{Setup, Shared};
+use supervisor::{Command, Supervisor};
 
 /// Containers created and started at a time; 4 to 8 is fastest on 2 cores.
 pub const CONCURRENT_STARTS_DEFAULT: usize = 6;
+/// Events not yet taken; more are dropped.
+const EVENTS_MAX: usize = 1024;
+/// Commands to the supervisor; more make the sender wait.
+const COMMANDS_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
 pub struct PodsConfig {
@@ -96,4 +125,104 @@ pub struct ContainerView {
 pub struct NotReady {
     pub reason: String,
     pub message: String,
+}
+
+/// Why the pods cannot be started at all.
+#[derive(Debug, Error)]
+pub enum PodsError {
+    #[error("cannot make {path} for the pods: {source}")]
+    DataDir { path: String, source: std::io::Error },
+    #[error("cannot install the init of containers: {0}")]
+    Init(#[source] NetError),
+}
+
+/// The pods of this node. Clones are the same pods.
+#[derive(Clone)]
+pub struct Pods {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Pods {
+    /// Begins to follow the engine, which need not be up yet. Pods that run are kept; those of
+    /// them that no COMPLETE assignment names are stopped when the first has come. The receiver
+    /// gets the pods' events.
+    pub async fn start(
+        config: PodsConfig,
+        runtime: Arc<dyn Runtime>,
+        network: Arc<dyn PodNetwork>,
+    ) -> Result<(Self, Arc<StatusBoard>, mpsc::Receiver<AgentEvent>), PodsError> {
+        Self::start_with(config, runtime, network, Clock::Host).await
+    }
+
+    async fn start_with(
+        config: PodsConfig,
+        runtime: Arc<dyn Runtime>,
+        network: Arc<dyn PodNetwork>,
+        clock: Clock,
+    ) -> Result<(Self, Arc<StatusBoard>, mpsc::Receiver<AgentEvent>), PodsError> {
+        let data_dir = std::path::absolute(&config.data_dir)
+            .map_err(|source| PodsError::DataDir { path: shown(&config.data_dir), source })?;
+        let config = PodsConfig { data_dir, ..config };
+        let dir = config.data_dir.join("pods");
+        tokio::fs::create_dir_all(&dir)
+            .await
+            .map_err(|source| PodsError::DataDir { path: shown(&dir), source })?;
+        let init = install_init(&config.data_dir).map_err(PodsError::Init)?;
+        let (events, taken) = mpsc::channel(EVENTS_MAX);
+        let facts = NodeFacts::of_host(&config);
+        let setup = Setup { config, runtime, network, init, facts, clock, events };
+        let shared = Arc::new(Shared::new(setup));
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        tokio::spawn(Supervisor::new(shared.clone()).run(inbox));
+        tokio::spawn(engine::follow(shared.clone(), commands.clone()));
+        let board = shared.board.clone();
+        Ok((Self { shared, commands }, board, taken))
+    }
+
+    /// Takes over what is to run; returns when all tasks know of it.
+    pub async fn assign(&self, set: AssignmentSet) {
+        let (done, taken) = oneshot::channel();
+        if self.commands.send(Command::Assign(set, done)).await.is_ok() {
+            // An error means that the agent stops.
+            let _ = taken.await;
+        }
+    }
+
+    /// The pods of which something runs, by uid.
+    pub fn running(&self) -> Vec<RunningPod> {
+        self.shared.read(|all| all.values().filter_map(|one| one.running.clone()).collect())
+    }
+
+    /// One pod, running or not.
+    pub fn find(&self, uid: &str) -> Option<PodView> {
+        self.shared.read(|all| all.get(uid).map(|one| one.view.clone()))
+    }
+
+    pub fn find_by_name(&self, namespace: &str, name: &str) -> Option<PodView> {
+        let is = |view: &PodView| view.namespace == namespace && view.name == name;
+        self.shared.read(|all| all.values().map(|one| &one.view).find(|view| is(view)).cloned())
+    }
+
+    /// Changes whenever [`Self::running`] or [`Self::find`] may answer differently.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes()
+    }
+
+    /// Why the node can take no pods now; none when it can.
+    pub fn not_ready(&self) -> watch::Receiver<Option<NotReady>> {
+        self.shared.not_ready.subscribe()
+    }
+
+    /// Ends the tasks and leaves the pods running.
+    pub async fn shutdown(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.commands.send(Command::Stop(done)).await.is_ok() {
+            let _ = stopped.await;
+        }
+    }
+}
+
+fn shown(path: &std::path::Path) -> String {
+    path.display().to_string()
 }

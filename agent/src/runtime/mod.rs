@@ -159,24 +159,15 @@ pub enum NetworkMode {
     Container(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file or folder of the host, which exists, in the container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
-    pub kind: MountKind,
+    pub source: String,
     /// Absolute path in the container.
     pub target: String,
     pub read_only: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MountKind {
-    /// A file or folder of the host, which exists.
-    Bind {
-        source: String,
-        propagation: Option<String>,
-    },
-    Tmpfs {
-        size_bytes: Option<i64>,
-    },
+    /// Kubernetes' `mountPropagation`; none is private.
+    pub propagation: Option<String>,
 }
 
 /// Bounds of a container; 0 is none.

@@ -110,8 +110,8 @@ impl Conditions {
 }
 
 impl PodState {
-    /// The status as the cluster is to see it at `now`.
-    pub fn status(&self, now: Timestamp) -> PodStatus {
+    /// The status as the cluster is to see it.
+    pub fn status(&self) -> PodStatus {
         if let Some(frozen) = &self.frozen {
             return frozen.as_ref().clone();
         }
@@ -119,7 +119,7 @@ impl PodState {
         let ip = self.ip.clone().or_else(|| host_network.then(|| self.plan.host_ip.clone()));
         let ip = ip.filter(|ip| !ip.is_empty());
         let statuses = |list: &[Container]| -> Vec<_> {
-            list.iter().map(|container| self.container_status(container, now)).collect()
+            list.iter().map(|container| self.container_status(container)).collect()
         };
         PodStatus {
             phase: Some(self.phase.as_str().to_owned()),
@@ -217,7 +217,7 @@ impl PodState {
         ]
     }
 
-    fn container_status(&self, container: &Container, now: Timestamp) -> ContainerStatus {
+    fn container_status(&self, container: &Container) -> ContainerStatus {
         let running = container.running();
         let id = running.map(|r| r.id.as_str()).or(container.last.as_ref().map(|t| t.id.as_str()));
         let is_current = matches!(container.state, State::Done(_));
@@ -233,7 +233,7 @@ impl PodState {
                 || (matches!(container.slot, super::Slot::Init(_)) && complete),
             started: Some(running.is_some_and(|running| running.started())),
             restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
-            state: Some(self.container_state(container, now)),
+            state: Some(self.container_state(container)),
             last_state: last.filter(|_| !is_current).map(|last| ContainerState {
                 terminated: Some(terminated(last)),
                 ..Default::default()
@@ -242,7 +242,7 @@ impl PodState {
         }
     }
 
-    fn container_state(&self, container: &Container, now: Timestamp) -> ContainerState {
+    fn container_state(&self, container: &Container) -> ContainerState {
         match &container.state {
             State::Running(running) => ContainerState {
                 running: Some(ContainerStateRunning {
@@ -258,7 +258,7 @@ impl PodState {
                 ..Default::default()
             },
             _ => {
-                let (reason, message) = self.waiting(container, now);
+                let (reason, message) = self.waiting(container);
                 ContainerState {
                     waiting: Some(ContainerStateWaiting {
                         reason: Some(reason.to_owned()),
@@ -270,16 +270,16 @@ impl PodState {
         }
     }
 
-    /// Why a container does not run; empty reason when it does or has ended.
-    pub fn waiting_reason(&self, slot: super::Slot, now: Timestamp) -> Option<&'static str> {
+    /// Why a container does not run; none when it does or has ended.
+    pub fn waiting_reason(&self, slot: super::Slot) -> Option<&'static str> {
         let container = self.container(slot)?;
         match container.state {
             State::Running(_) | State::Done(_) => None,
-            _ => Some(self.waiting(container, now).0),
+            _ => Some(self.waiting(container).0),
         }
     }
 
-    fn waiting(&self, container: &Container, _now: Timestamp) -> (&'static str, String) {
+    fn waiting(&self, container: &Container) -> (&'static str, String) {
         let image = &container.plan.image;
         match &container.state {
             State::ImageBackOff { kind, message, told, .. } => match kind {

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use bollard::Docker;
 use bollard::models::{
     ContainerCreateBody, ContainerSummaryStateEnum, HealthConfig, HostConfig, HostConfigLogConfig,
-    Mount as DockerMount, MountBindOptions, MountBindOptionsPropagationEnum, MountTmpfsOptions,
-    MountType,
+    Mount as DockerMount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
@@ -15,7 +14,7 @@ use bollard::query_parameters::{
 
 use super::convert::{failed, time};
 use crate::runtime::{
-    ContainerInfo, ContainerLabels, ContainerSpec, ContainerSummary, Mount, MountKind, NetworkMode,
+    ContainerInfo, ContainerLabels, ContainerSpec, ContainerSummary, Mount, NetworkMode,
     RuntimeError, RuntimeErrorKind, Signal, label,
 };
 
@@ -120,34 +119,20 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
 }
 
 fn mount(mount: &Mount) -> DockerMount {
-    let base = DockerMount {
+    DockerMount {
+        typ: Some(MountType::BIND),
+        source: Some(mount.source.clone()),
         target: Some(mount.target.clone()),
         read_only: Some(mount.read_only),
+        bind_options: mount.propagation.as_deref().map(|propagation| MountBindOptions {
+            propagation: Some(match propagation {
+                "Bidirectional" => MountBindOptionsPropagationEnum::RSHARED,
+                "HostToContainer" => MountBindOptionsPropagationEnum::RSLAVE,
+                _ => MountBindOptionsPropagationEnum::RPRIVATE,
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
-    };
-    match &mount.kind {
-        MountKind::Bind { source, propagation } => DockerMount {
-            typ: Some(MountType::BIND),
-            source: Some(source.clone()),
-            bind_options: propagation.as_deref().map(|propagation| MountBindOptions {
-                propagation: Some(match propagation {
-                    "Bidirectional" => MountBindOptionsPropagationEnum::RSHARED,
-                    "HostToContainer" => MountBindOptionsPropagationEnum::RSLAVE,
-                    _ => MountBindOptionsPropagationEnum::RPRIVATE,
-                }),
-                ..Default::default()
-            }),
-            ..base
-        },
-        MountKind::Tmpfs { size_bytes } => DockerMount {
-            typ: Some(MountType::TMPFS),
-            tmpfs_options: Some(MountTmpfsOptions {
-                size_bytes: *size_bytes,
-                mode: Some(0o1777),
-                ..Default::default()
-            }),
-            ..base
-        },
     }
 }
 

@@ -1,0 +1,105 @@
+//! What is left of pods that nobody wants on this node any more, and of whole agents.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use tokio::fs;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+
+use super::shared::Shared;
+use crate::runtime::{ContainerSummary, Runtime, RuntimeError, Signal};
+use crate::volumes;
+
+/// Between two looks at whether the containers have ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// After a failure, when the engine may be away.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+const CONCURRENT_REMOVALS_MAX: usize = 4;
+
+/// Stops a pod with the grace period that its labels name, and removes all of it. Tries until it
+/// is done: an engine that is away comes back.
+pub(super) async fn stop(shared: &Shared, uid: &str, found: Vec<ContainerSummary>) {
+    let running: Vec<&str> =
+        found.iter().filter(|one| one.running).map(|one| one.id.as_str()).collect();
+    for id in &running {
+        if let Err(error) = shared.runtime.signal(id, Signal::Terminate).await {
+            tracing::warn!(%error, uid, "a leftover is not told to stop; it will be killed");
+        }
+    }
+    let grace_s = found.iter().map(|one| one.labels.grace_s).max().unwrap_or(0);
+    let deadline = Instant::now() + Duration::from_secs(u64::from(grace_s));
+    while Instant::now() < deadline && any_runs(shared, &running).await {
+        sleep(LOOK_INTERVAL).await;
+    }
+    while let Err(error) = try_remove(shared, uid, &found).await {
+        tracing::warn!(error, uid, "a leftover cannot be removed yet");
+        sleep(RETRY_INTERVAL).await;
+    }
+}
+
+async fn any_runs(shared: &Shared, ids: &[&str]) -> bool {
+    for id in ids {
+        match shared.runtime.inspect(id).await {
+            Ok(Some(info)) if info.running => return true,
+            Ok(_) => {}
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+async fn try_remove(shared: &Shared, uid: &str, found: &[ContainerSummary]) -> Result<(), String> {
+    for one in found {
+        shared.runtime.remove(&one.id).await.map_err(|error| error.to_string())?;
+    }
+    shared.network.detach(uid).await?;
+    shared.network.release(uid);
+    let dir = shared.pod_dir(uid);
+    let removed = spawn_blocking(move || volumes::remove(&dir)).await;
+    removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Removes the folders of pods that are none of `uids`.
+pub(super) async fn remove_folders(shared: &Shared, uids: &BTreeSet<String>) {
+    let Ok(mut entries) = fs::read_dir(shared.pods_dir()).await else { return };
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if uids.contains(&name) {
+            continue;
+        }
+        let path = entry.path();
+        let shown = path.display().to_string();
+        if let Ok(Err(error)) = spawn_blocking(move || volumes::remove(&path)).await {
+            tracing::warn!(%error, path = shown, "the folder of a pod that is gone is left");
+        }
+    }
+}
+
+/// Removes every container of a node, and the pods' folders below `data_dir`; how many
+/// containers there were. Nothing may be running the node any more.
+pub async fn cleanup(
+    runtime: &dyn Runtime,
+    node: &str,
+    data_dir: &Path,
+) -> Result<usize, RuntimeError> {
+    let found = runtime.list(node).await?;
+    let count = found.len();
+    futures::stream::iter(found)
+        .map(|one| async move { runtime.remove(&one.id).await })
+        .buffer_unordered(CONCURRENT_REMOVALS_MAX)
+        .try_collect::<()>()
+        .await?;
+    if let Ok(mut entries) = fs::read_dir(data_dir.join("pods")).await {
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let path = entry.path();
+            let shown = path.display().to_string();
+            if let Ok(Err(error)) = spawn_blocking(move || volumes::remove(&path)).await {
+                tracing::warn!(%error, path = shown, "a pod's folder is left");
+            }
+        }
+    }
+    Ok(count)
+}
