@@ -6,6 +6,8 @@
 pub mod admission;
 pub mod apply;
 pub mod endpoints;
+#[cfg(test)]
+mod harness;
 pub mod hash;
 pub mod invariants;
 pub mod ipam;

@@ -43,6 +43,12 @@ pub trait Reconciler: Send + Sync {
         false
     }
 
+    /// Whether it looks at what the agents last said ([`World::telemetry`]); else it may be given
+    /// an older state of it.
+    fn reads_telemetry(&self) -> bool {
+        false
+    }
+
     /// What to write so that the object gets closer to what it should be.
     fn reconcile(&self, world: &World, key: &ObjectKey) -> Plan;
 }

@@ -71,6 +71,10 @@ impl Reconciler for SchedulerLoop {
         vec![all_waiting()]
     }
 
+    fn reads_telemetry(&self) -> bool {
+        true
+    }
+
     fn reconcile(&self, world: &World, _key: &ObjectKey) -> Plan {
         let mut waiting: Vec<&Arc<Pod>> =
             world.snapshot.list::<Pod>(None).filter(|pod| waits(pod)).collect();

@@ -41,7 +41,9 @@ impl Rollout<'_> {
         if crate::rollout::is_recreate(self.deployment) {
             return self.replicas();
         }
-        let room = self.replicas() + self.bounds.max_surge - self.total_replicas();
+        // A set that was just scaled down still has its pods until its own loop gets to work.
+        let held: i32 = self.sets.iter().map(|s| s.replicas().max(s.status(|t| t.replicas))).sum();
+        let room = self.replicas() + self.bounds.max_surge - held;
         if room <= 0 {
             return current;
         }

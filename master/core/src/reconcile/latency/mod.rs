@@ -51,6 +51,10 @@ impl Reconciler for LatencyLoop {
         snapshot.list::<LatencyAutoscaler>(None).map(|a| key_of(&**a)).collect()
     }
 
+    fn reads_telemetry(&self) -> bool {
+        true
+    }
+
     fn reconcile(&self, world: &World, key: &ObjectKey) -> Plan {
         let Some(scaler) = world.snapshot.get::<LatencyAutoscaler>(&key.namespace, &key.name)
         else {

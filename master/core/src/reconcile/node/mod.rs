@@ -59,6 +59,10 @@ impl Reconciler for NodeLoop {
         true
     }
 
+    fn reads_telemetry(&self) -> bool {
+        true
+    }
+
     fn reconcile(&self, world: &World, key: &ObjectKey) -> Plan {
         let Some(node) = world.snapshot.get::<Node>("", &key.name) else {
             return Plan::default();

@@ -111,13 +111,24 @@ struct Activation<'a> {
     ops: Vec<Op>,
     /// Pods that count, as they will be after the plan.
     pods: Vec<Arc<Pod>>,
+    /// Names of those among them that the plan adopts.
+    adopted: HashSet<String>,
     created: i32,
 }
 
 impl<'a> Activation<'a> {
     fn new(world: &'a World, set: &'a ReplicaSet, selector: Selector) -> Self {
         let recorder = Recorder { component: "replicaset-controller", now: world.now };
-        Self { world, set, selector, recorder, ops: Vec::new(), pods: Vec::new(), created: 0 }
+        Self {
+            world,
+            set,
+            selector,
+            recorder,
+            ops: Vec::new(),
+            pods: Vec::new(),
+            adopted: HashSet::new(),
+            created: 0,
+        }
     }
 
     fn plan(mut self) -> Plan {
@@ -165,6 +176,7 @@ impl<'a> Activation<'a> {
                 let owners = adopted.metadata.owner_references.get_or_insert_default();
                 owners.push(controller_reference(self.set));
                 self.pods.push(pod.clone());
+                self.adopted.insert(name_of(&pod.metadata).to_owned());
                 self.ops.push(Op::Replace(adopted.into_object()));
             }
         }
@@ -228,7 +240,7 @@ impl<'a> Activation<'a> {
         for index in &chosen {
             let pod = &self.pods[*index];
             // A pod that this plan adopts is not ended in the same plan: one operation a key.
-            if self.ops.iter().any(|op| op.key() == key_of(&**pod)) {
+            if self.adopted.contains(name_of(&pod.metadata)) {
                 continue;
             }
             if let Some(op) = end_pod(pod, self.world.now) {
