@@ -182,3 +182,61 @@ pub fn node_range(
         .find(|range| !taken.contains(range.as_str()))
         .ok_or_else(|| IpamError::RangesExhausted(cluster.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::harness::{Cluster, object};
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::new(1);
+        for (name, ip, port) in [("a", "10.96.0.1", 30000), ("b", "None", 30001)] {
+            cluster.create(object::<Service>(json!({
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {"clusterIP": ip, "ports": [{"port": 80, "nodePort": port}]},
+            })));
+        }
+        cluster.create(object::<Node>(json!({
+            "metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.1.0/24"},
+        })));
+        cluster
+    }
+
+    #[test]
+    fn addresses_and_ports_are_given_once() {
+        let snapshot = cluster().snapshot;
+        let address = |wanted, seed| {
+            service_address(&snapshot, "10.96.0.0/30", wanted, seed)
+                .map_or_else(|e| e.to_string(), |a| a.to_string())
+        };
+        // A /30 has two usable addresses, and one is taken.
+        assert_eq!((address(None, 0), address(None, 1)), ("10.96.0.2".into(), "10.96.0.2".into()));
+        assert!(address(Some("10.96.0.1"), 0).ends_with("provided IP is already allocated"));
+        assert!(address(Some("10.97.0.1"), 0).ends_with("not in the service range 10.96.0.0/30"));
+        assert!(address(Some("x"), 0).ends_with("not an IPv4 address"));
+        let none = BTreeSet::new();
+        assert_eq!(node_port(&snapshot, None, &none, 0), Ok(30002));
+        assert_eq!(node_port(&snapshot, None, &BTreeSet::from([30002]), 0), Ok(30003));
+        assert!(node_port(&snapshot, Some(30001), &none, 0).is_err());
+        assert!(node_port(&snapshot, Some(80), &none, 0).is_err());
+        assert_eq!(node_port(&snapshot, Some(30500), &none, 0), Ok(30500));
+    }
+
+    #[test]
+    fn a_node_keeps_its_range() {
+        let snapshot = cluster().snapshot;
+        let range = |node, preferred| {
+            node_range(&snapshot, "10.244.0.0/16", node, preferred)
+                .expect("the cluster's range has room")
+        };
+        assert_eq!(range("n1", None), "10.244.1.0/24");
+        assert_eq!(range("n2", None), "10.244.2.0/24");
+        assert_eq!(range("n2", Some("10.244.9.0/24")), "10.244.9.0/24");
+        assert_eq!(range("n2", Some("10.244.1.0/24")), "10.244.2.0/24");
+        assert_eq!(range("n2", Some("192.168.0.0/24")), "10.244.2.0/24");
+        assert!(node_range(&snapshot, "10.244.0.0/23", "n2", None).is_err());
+        assert!(Range::parse("10.0.0.0").is_err() && Range::parse("10.0.0.0/33").is_err());
+    }
+}

@@ -68,3 +68,6 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(events::EventLoop),
     ]
 }
+
+#[cfg(test)]
+mod tests;
