@@ -49,9 +49,8 @@ pub fn check(object: &Object, problems: &mut Problems) {
         problems.one_of(&root.name("annotations").key(NETWORK_ANNOTATION), value, &["isolated"]);
     }
     owners(&root.name("ownerReferences"), object, problems);
-    let finalizers = root.name("finalizers");
-    for (index, finalizer) in meta.finalizers.iter().flatten().enumerate() {
-        problems.name(&finalizers.index(index), finalizer, names::label_key(finalizer));
+    if meta.finalizers.as_ref().is_some_and(|list| !list.is_empty()) {
+        problems.not_supported(&root.name("finalizers"), "nothing here waits for them");
     }
 }
 

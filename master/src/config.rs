@@ -1,0 +1,115 @@
+//! What a master is told on its command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use timonier_master_core::ipam::Range;
+use timonier_proto::{DEFAULT_CLUSTER_RANGE, DEFAULT_SERVICE_RANGE};
+
+/// Timonier's master: the replicated object store, the control loops, and the door that agents and
+/// timonctl dial.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "timonier-master", version)]
+pub struct Config {
+    /// Folder of the store; made when it does not exist.
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: PathBuf,
+    /// Address to answer on; port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7443")]
+    pub listen: SocketAddr,
+    /// Addresses of all pods; every node gets a /24 of it.
+    #[arg(long, value_name = "RANGE", default_value = DEFAULT_CLUSTER_RANGE, value_parser = range)]
+    pub cluster_range: String,
+    /// Addresses of services.
+    #[arg(long, value_name = "RANGE", default_value = DEFAULT_SERVICE_RANGE, value_parser = range)]
+    pub service_range: String,
+    /// A node that has not been heard of for so long is NotReady.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub node_grace: Duration,
+    /// Pods of a node that has been NotReady for so long are replaced on other nodes.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub eviction_after: Duration,
+    /// Time between two heartbeats of an agent.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// Writes a snapshot of the store after so many log entries.
+    #[arg(long, value_name = "ENTRIES", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_every: u64,
+    /// Slows every fsync of the log by so many milliseconds, to see what a slow disk does.
+    #[arg(long, value_name = "MS", hide_short_help = true)]
+    pub log_fsync_delay: Option<u64>,
+    /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+}
+
+impl Config {
+    /// The defaults, with data in `data_dir` and on a free port: for tests and benchmarks.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cluster_range: DEFAULT_CLUSTER_RANGE.to_owned(),
+            service_range: DEFAULT_SERVICE_RANGE.to_owned(),
+            node_grace: Duration::from_secs(3),
+            eviction_after: Duration::from_secs(2),
+            heartbeat: Duration::from_secs(1),
+            snapshot_every: 20_000,
+            log_fsync_delay: None,
+            log: "info".to_owned(),
+        }
+    }
+}
+
+fn range(text: &str) -> Result<String, String> {
+    Range::parse(text).map(|range| range.to_string()).map_err(|error| error.to_string())
+}
+
+/// `3s`, `500ms`, `2m`, or a number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit.trim() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{text:?} is not a time like 500ms, 3s or 2m")),
+    };
+    number
+        .parse::<f64>()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number * scale).ok())
+        .ok_or_else(|| format!("{text:?} is not a time like 500ms, 3s or 2m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        for (text, millis) in [
+            ("3s", Some(3000)),
+            ("500ms", Some(500)),
+            ("1.5m", Some(90_000)),
+            ("2", Some(2000)),
+            ("x", None),
+            ("3d", None),
+            ("", None),
+        ] {
+            assert_eq!(duration(text).ok(), millis.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_has_the_defaults_of_new() {
+        let parsed = Config::try_parse_from(["timonier-master", "--data-dir", "d"]).unwrap();
+        let new = Config { listen: parsed.listen, log: parsed.log.clone(), ..Config::new("d") };
+        assert_eq!(format!("{parsed:?}"), format!("{new:?}"));
+        let args = ["timonier-master", "--data-dir", "d", "--service-range", "10.96.0.0/99"];
+        assert!(Config::try_parse_from(args).is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! The door's bounds.
+
+use std::time::Duration;
+
+/// Requests of one connection that are worked on at the same time; more wait.
+pub const CONCURRENT_REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+/// HTTP/2 streams of one connection, watches and logs among them.
+pub const CONCURRENT_STREAMS_PER_CONNECTION_MAX: u32 = 4096;
+/// A connection that has been silent so long is asked whether it is still there…
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// …and closed when it has not answered after so long.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Watches that may be open at the same time.
+pub(super) const WATCHES_MAX: usize = 4096;
+/// Events that wait for one slow watcher; after that its watch waits, and in the end must resync.
+pub(super) const WATCH_QUEUE_EVENTS_MAX: usize = 64;
+/// An idle watch tells how far it has come this often.
+pub(super) const BOOKMARK_INTERVAL: Duration = Duration::from_secs(30);
+/// Bytes of objects in one page of a list: leaves room for the rest of the message.
+pub(super) const LIST_BYTES_MAX: usize = timonier_proto::MESSAGE_BYTES_MAX - (1 << 20);
+/// A read that must be current waits so long for the store.
+pub(super) const LINEARIZE_DEADLINE: Duration = Duration::from_secs(5);
+/// Operations in one commit.
+pub(super) const COMMIT_OPERATIONS_MAX: usize = 1000;
+/// Bytes of a commit's id.
+pub(super) const COMMIT_ID_BYTES_MAX: usize = 128;
+/// A patch or an apply that finds its object changed meanwhile starts again so often.
+pub(super) const CONFLICT_RETRIES_MAX: usize = 16;
+/// Names tried for an object with generateName.
+pub(super) const GENERATED_NAMES_MAX: usize = 8;

@@ -1,0 +1,185 @@
+//! The door that people's tools come through: the gRPC service Control.
+//!
+//! One file a concern; this one only says which method is where. A request is decoded strictly,
+//! admitted (pure code), and proposed to the store; answers are Kubernetes JSON. What agents say and
+//! the byte streams to them are other modules' (`sessions`, `telemetry`, `streams`), which the last
+//! four methods hand over to.
+
+mod allocate;
+mod commit;
+mod delete;
+mod info;
+mod limits;
+mod propose;
+mod read;
+mod select;
+mod watch;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use timonier_master_core::world::Settings;
+use timonier_proto::v1::control_server::{Control, ControlServer};
+use timonier_proto::v1::{
+    ApplyReply, ApplyRequest, BeatsRequest, ClusterInfoReply, ClusterInfoRequest, CommitReply,
+    CommitRequest, CreateRequest, DeleteReply, DeleteRequest, GetRequest, ListReply, ListRequest,
+    MonitorRequest, ObjectReply, PatchRequest, StreamFrame, UpdateRequest, WatchRequest,
+};
+use timonier_proto::{ApiError, MESSAGE_BYTES_MAX};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::store::Store;
+use crate::streams::{ClientFrames, Streams};
+use crate::telemetry::{BeatStream, FrameStream, Hub};
+
+pub use limits::{
+    CONCURRENT_REQUESTS_PER_CONNECTION_MAX, CONCURRENT_STREAMS_PER_CONNECTION_MAX,
+    KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
+};
+
+/// The service. Clones are the same door.
+#[derive(Clone)]
+pub struct Door {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    hub: Hub,
+    streams: Streams,
+    settings: Settings,
+    /// Where this master answers.
+    address: String,
+    started: Instant,
+    /// Services are written one at a time, so that no two get the same address or node port.
+    allocating: Mutex<()>,
+    watches: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// What a door opens on.
+pub struct DoorParts {
+    pub store: Store,
+    pub hub: Hub,
+    pub streams: Streams,
+    pub settings: Settings,
+    pub address: String,
+    /// Ends the watches.
+    pub shutdown: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
+    result.map(Response::new).map_err(Status::from)
+}
+
+impl Door {
+    pub fn new(parts: DoorParts) -> Self {
+        let DoorParts { store, hub, streams, settings, address, shutdown } = parts;
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                hub,
+                streams,
+                settings,
+                address,
+                started: Instant::now(),
+                allocating: Mutex::const_new(()),
+                watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
+                shutdown,
+            }),
+        }
+    }
+
+    /// To be added to the server.
+    pub fn service(&self) -> ControlServer<Self> {
+        ControlServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Door {
+    async fn get(&self, request: Request<GetRequest>) -> Answer<ObjectReply> {
+        answer(self.inner.get(request.into_inner()).await)
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Answer<ListReply> {
+        answer(self.inner.list(request.into_inner()).await)
+    }
+
+    type WatchStream = watch::Events;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        answer(self.inner.watch(request.into_inner()))
+    }
+
+    async fn create(&self, request: Request<CreateRequest>) -> Answer<ObjectReply> {
+        answer(self.inner.create(request.into_inner()).await)
+    }
+
+    async fn update(&self, request: Request<UpdateRequest>) -> Answer<ObjectReply> {
+        answer(self.inner.update(request.into_inner()).await)
+    }
+
+    async fn patch(&self, request: Request<PatchRequest>) -> Answer<ObjectReply> {
+        answer(self.inner.patch(request.into_inner()).await)
+    }
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
+        answer(self.inner.apply(request.into_inner()).await)
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
+        answer(self.inner.delete(request.into_inner()).await)
+    }
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Answer<CommitReply> {
+        answer(self.inner.commit(request.into_inner()).await)
+    }
+
+    async fn evict(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
+        answer(self.inner.evict(request.into_inner()).await)
+    }
+
+    async fn cluster_info(&self, _: Request<ClusterInfoRequest>) -> Answer<ClusterInfoReply> {
+        Ok(Response::new(self.inner.cluster_info()))
+    }
+
+    type MonitorStream = FrameStream;
+
+    async fn monitor(&self, request: Request<MonitorRequest>) -> Answer<Self::MonitorStream> {
+        let store = self.inner.store.clone();
+        Ok(Response::new(self.inner.hub.monitor(store, request.into_inner())))
+    }
+
+    type BeatsStream = BeatStream;
+
+    async fn beats(&self, request: Request<BeatsRequest>) -> Answer<Self::BeatsStream> {
+        let store = self.inner.store.clone();
+        Ok(Response::new(self.inner.hub.beats(store, request.into_inner())))
+    }
+
+    type OpenStream = ClientFrames;
+
+    async fn open(&self, request: Request<Streaming<StreamFrame>>) -> Answer<Self::OpenStream> {
+        self.inner.streams.open(request.into_inner()).await.map(Response::new)
+    }
+
+    type LoadImageStream = ClientFrames;
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<StreamFrame>>,
+    ) -> Answer<Self::LoadImageStream> {
+        self.inner.streams.load_image(request.into_inner()).await.map(Response::new)
+    }
+}

@@ -1,0 +1,169 @@
+//! A master as a whole: opens the store, starts the control loops and the agents' sessions, and
+//! answers on one port until it is told to stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use timonier_master_core::world::Settings;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::driver;
+use crate::grpc::{self, Door, DoorParts};
+use crate::sessions::{SessionSettings, Sessions};
+use crate::store::{Store, StoreConfig, StoreError};
+use crate::telemetry::Hub;
+
+/// Open requests may take so long to end when the master stops.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+/// The control loops may take so long to end their plans.
+const LOOPS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Why a master does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("listen on {address}: {source}{}", listen_hint(.source))]
+    Listen { address: SocketAddr, source: io::Error },
+}
+
+fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; hint: another program (perhaps another master) has this port; stop it, or choose another with --listen"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; hint: this host has no such address; 0.0.0.0 stands for all it has"
+        }
+        io::ErrorKind::PermissionDenied => "; hint: ports below 1024 need root",
+        _ => "",
+    }
+}
+
+/// The way to start one.
+#[derive(Debug)]
+pub struct Master;
+
+/// A master that runs in this process.
+#[derive(Debug)]
+pub struct RunningMaster {
+    addr: SocketAddr,
+    store: Store,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    loops: JoinHandle<()>,
+}
+
+impl Master {
+    /// Returns once the master answers and leads.
+    pub async fn start(config: Config) -> Result<RunningMaster, StartError> {
+        // The port first: of two masters started by mistake, the second leaves the store alone.
+        let refuse = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(refuse)?;
+        let addr = listener.local_addr().map_err(refuse)?;
+        let store = Store::open(StoreConfig {
+            fsync_delay: config.log_fsync_delay.map(Duration::from_millis),
+            snapshot_entries: config.snapshot_every,
+            ..StoreConfig::new(&config.data_dir)
+        })
+        .await?;
+        let shutdown = CancellationToken::new();
+        let hub = Hub::new();
+        let settings = settings(&config);
+        let sessions = Sessions::start(
+            store.clone(),
+            hub.clone(),
+            SessionSettings {
+                cluster_range: config.cluster_range.clone(),
+                service_range: config.service_range.clone(),
+                heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+                silence_max: config.node_grace,
+                masters: vec![addr.to_string()],
+            },
+            shutdown.clone(),
+        );
+        let door = Door::new(DoorParts {
+            store: store.clone(),
+            hub: hub.clone(),
+            streams: sessions.streams().clone(),
+            settings: settings.clone(),
+            address: addr.to_string(),
+            shutdown: shutdown.clone(),
+        });
+        let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
+        let server = tokio::spawn(serve(listener, door, sessions, shutdown.clone()));
+        info!(address = %addr, data = %config.data_dir.display(), "the master is up");
+        Ok(RunningMaster { addr, store, shutdown, server, loops })
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    Settings {
+        cluster_range: config.cluster_range.clone(),
+        service_range: config.service_range.clone(),
+        node_grace_ms: millis(config.node_grace),
+        eviction_after_ms: millis(config.eviction_after),
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    door: Door,
+    sessions: Sessions,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Server::builder()
+        .http2_keepalive_interval(Some(grpc::KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(Some(grpc::CONCURRENT_STREAMS_PER_CONNECTION_MAX))
+        .concurrency_limit_per_connection(grpc::CONCURRENT_REQUESTS_PER_CONNECTION_MAX)
+        .add_service(door.service())
+        .add_service(sessions.service())
+        .serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })
+        .await
+}
+
+impl RunningMaster {
+    /// Where it answers; the port is the one that was free when 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its store, for tests and benchmarks in the same process.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Resolves with the reason when the master cannot go on.
+    pub async fn failed(&self) -> String {
+        self.store.failed().await
+    }
+
+    /// Ends watches and sessions, lets open requests end, and closes the store. Containers go on.
+    pub async fn shutdown(self) -> Result<(), StoreError> {
+        self.shutdown.cancel();
+        let mut server = self.server;
+        match tokio::time::timeout(DRAIN_DEADLINE, &mut server).await {
+            Ok(Ok(Err(error))) => error!(%error, "the server ended badly"),
+            Ok(_) => {}
+            Err(_) => {
+                warn!(ms = DRAIN_DEADLINE.as_millis() as u64, "requests did not end in time");
+                server.abort();
+            }
+        }
+        let mut loops = self.loops;
+        if tokio::time::timeout(LOOPS_DEADLINE, &mut loops).await.is_err() {
+            loops.abort();
+        }
+        self.store.shutdown().await
+    }
+}
