@@ -1,0 +1,337 @@
+//! The one task that follows the store for all sessions and tells each node what is new for it.
+//!
+//! For each batch of changes it works out which nodes are concerned; what all nodes get (services,
+//! isolated networks) is encoded once and shared. A session's first message is its complete set;
+//! the rest are increments in a chain. It never waits for an agent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use timonier_master_core::endpoints;
+use timonier_master_core::object::{key_of, name_of, namespace_of, node_of, uid_of};
+use timonier_master_core::op::Change;
+use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::latency::LatencyAutoscaler;
+use timonier_proto::v1::master_message::Message as Down;
+use timonier_proto::v1::{Assignments, MasterMessage};
+use timonier_proto::{Kind, Object, ObjectKey};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::compile;
+use super::registry::Claim;
+use crate::store::{Changes, ChangesError, Store};
+use crate::telemetry::Hub;
+
+/// Sessions that wait to join or leave.
+const COMMANDS_MAX: usize = 4096;
+/// Changes of so long go into one message.
+const GATHER: Duration = Duration::from_millis(3);
+
+#[derive(Debug)]
+pub enum Command {
+    /// Send this session its complete set, then what changes.
+    Join(Arc<Claim>),
+    Leave(Arc<Claim>),
+}
+
+/// Starts the task; it ends with the store or on shutdown.
+pub fn start(store: Store, hub: Hub, shutdown: CancellationToken) -> mpsc::Sender<Command> {
+    let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+    let follower = Follower {
+        store,
+        hub,
+        sessions: HashMap::new(),
+        services: BTreeMap::new(),
+        networks: Vec::new(),
+        counter: 0,
+    };
+    tokio::spawn(follower.run(commands, shutdown));
+    sender
+}
+
+struct Follower {
+    store: Store,
+    hub: Hub,
+    /// By node.
+    sessions: HashMap<String, Joined>,
+    /// By namespace/name, as all nodes have them.
+    services: BTreeMap<String, Bytes>,
+    networks: Vec<Bytes>,
+    /// Numbers the links of the sessions' chains.
+    counter: u64,
+}
+
+struct Joined {
+    claim: Arc<Claim>,
+    /// `results_in` of the last message.
+    at: u64,
+}
+
+/// What a batch of changes concerns.
+#[derive(Default)]
+struct Dirty {
+    /// By node: pods (by uid) to be sent again or, where they are gone, to be removed.
+    pods: BTreeMap<String, BTreeMap<String, ObjectKey>>,
+    services: BTreeSet<ObjectKey>,
+    networks: bool,
+    /// Nodes whose object is gone.
+    nodes_gone: BTreeSet<String>,
+}
+
+impl Follower {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            let revision = self.start_over();
+            let Ok(mut changes) = self.store.changes(Some(revision)) else { continue };
+            match self.follow(&mut changes, &mut commands, &shutdown).await {
+                Ok(()) | Err(ChangesError::Closed) => return,
+                Err(ChangesError::Compacted(compacted)) => {
+                    tracing::warn!(%compacted, "fell behind, every agent gets a complete set");
+                }
+            }
+        }
+    }
+
+    /// Compiles everything anew and sends complete sets to all; the revision to go on from.
+    fn start_over(&mut self) -> u64 {
+        let snapshot = self.store.snapshot();
+        self.services = snapshot
+            .list::<Service>(None)
+            .filter_map(|s| Some((service_name(&key_of(&**s)), compile::service(&snapshot, s)?)))
+            .collect();
+        self.networks = compile::networks(&snapshot);
+        let nodes: Vec<String> = self.sessions.keys().cloned().collect();
+        for node in nodes {
+            self.send_complete(&snapshot, &node);
+        }
+        snapshot.revision
+    }
+
+    async fn follow(
+        &mut self,
+        changes: &mut Changes,
+        commands: &mut mpsc::Receiver<Command>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), ChangesError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return Ok(()),
+                },
+                first = changes.next_batch() => {
+                    let mut batch = first?;
+                    sleep(GATHER).await;
+                    batch.extend(changes.try_next_batch()?);
+                    self.tell(&batch);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Join(claim) => {
+                let node = claim.node.clone();
+                self.sessions.insert(node.clone(), Joined { claim, at: 0 });
+                // Newer than the services at hand, maybe: what is missing comes with the changes.
+                let snapshot = self.store.snapshot();
+                self.send_complete(&snapshot, &node);
+            }
+            Command::Leave(claim) => {
+                let same = |joined: &Joined| joined.claim.session == claim.session;
+                if self.sessions.get(&claim.node).is_some_and(same) {
+                    self.sessions.remove(&claim.node);
+                }
+            }
+        }
+    }
+
+    fn send_complete(&mut self, snapshot: &Snapshot, node: &str) {
+        self.counter += 1;
+        let pods = snapshot.pods_on(node).map(|pod| compile::pod(snapshot, pod)).collect();
+        let assignments = Assignments {
+            complete: true,
+            results_in: self.counter,
+            pods,
+            services: self.services.values().cloned().collect(),
+            networks_changed: true,
+            networks: self.networks.clone(),
+            ..Default::default()
+        };
+        self.send(node, assignments);
+    }
+
+    fn send(&mut self, node: &str, assignments: Assignments) {
+        let Some(joined) = self.sessions.get_mut(node) else { return };
+        joined.at = assignments.results_in;
+        let message = MasterMessage { message: Some(Down::Assignments(assignments)) };
+        if joined.claim.cancel.is_cancelled() || joined.claim.send(message).is_err() {
+            self.sessions.remove(node);
+        }
+    }
+
+    fn tell(&mut self, batch: &[Arc<Change>]) {
+        let snapshot = self.store.snapshot();
+        let dirty = dirty(batch, &snapshot);
+        for node in &dirty.nodes_gone {
+            // An agent whose node object was deleted registers again; one that is gone is forgotten.
+            match self.sessions.remove(node) {
+                Some(joined) => joined.claim.cancel.cancel(),
+                None => self.hub.forget(node),
+            }
+        }
+        let shared = self.shared(&dirty, &snapshot);
+        let nodes: Vec<String> = if shared == Assignments::default() {
+            dirty.pods.keys().filter(|n| self.sessions.contains_key(*n)).cloned().collect()
+        } else {
+            self.sessions.keys().cloned().collect()
+        };
+        self.counter += 1;
+        for node in nodes {
+            let mut message = shared.clone();
+            for (uid, key) in dirty.pods.get(&node).into_iter().flatten() {
+                match snapshot.get::<Pod>(&key.namespace, &key.name) {
+                    Some(pod)
+                        if uid_of(&pod.metadata) == uid && node_of(pod) == Some(node.as_str()) =>
+                    {
+                        message.pods.push(compile::pod(&snapshot, pod));
+                    }
+                    _ => message.removed_pod_uids.push(uid.clone()),
+                }
+            }
+            message.applies_to = self.sessions.get(&node).map_or(0, |joined| joined.at);
+            message.results_in = self.counter;
+            self.send(&node, message);
+        }
+    }
+
+    /// What all nodes get: services and networks that are not as they were.
+    fn shared(&mut self, dirty: &Dirty, snapshot: &Snapshot) -> Assignments {
+        let mut message = Assignments::default();
+        for key in &dirty.services {
+            let name = service_name(key);
+            let compiled = snapshot
+                .get::<Service>(&key.namespace, &key.name)
+                .and_then(|service| compile::service(snapshot, service));
+            match compiled {
+                Some(bytes) => {
+                    if self.services.get(&name) != Some(&bytes) {
+                        self.services.insert(name, bytes.clone());
+                        message.services.push(bytes);
+                    }
+                }
+                None => {
+                    if self.services.remove(&name).is_some() {
+                        message.removed_services.push(name);
+                    }
+                }
+            }
+        }
+        if dirty.networks {
+            let networks = compile::networks(snapshot);
+            if networks != self.networks {
+                self.networks.clone_from(&networks);
+                message.networks_changed = true;
+                message.networks = networks;
+            }
+        }
+        message
+    }
+}
+
+fn service_name(key: &ObjectKey) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}
+
+fn dirty(batch: &[Arc<Change>], snapshot: &Snapshot) -> Dirty {
+    let mut dirty = Dirty::default();
+    for change in batch {
+        match change.key.kind {
+            Kind::Pod => pod_changed(change, snapshot, &mut dirty),
+            Kind::Service => {
+                dirty.services.insert(change.key.clone());
+            }
+            Kind::ConfigMap => {
+                let name = change.key.name.as_str();
+                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                    compile::config_map_names(pod).contains(name)
+                });
+            }
+            Kind::LatencyAutoscaler => autoscaler_changed(change, snapshot, &mut dirty),
+            Kind::Namespace => {
+                let isolated = |object: &Option<Object>| {
+                    object
+                        .as_ref()
+                        .and_then(Object::get::<Namespace>)
+                        .is_some_and(|n| compile::is_isolated(n))
+                };
+                dirty.networks |= isolated(&change.before) || isolated(&change.after);
+            }
+            Kind::Node => {
+                if snapshot.get::<Node>("", &change.key.name).is_none() {
+                    dirty.nodes_gone.insert(change.key.name.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+    dirty
+}
+
+fn pod_changed(change: &Change, snapshot: &Snapshot, dirty: &mut Dirty) {
+    let before = change.before.as_ref().and_then(Object::get::<Pod>);
+    let after = change.after.as_ref().and_then(Object::get::<Pod>);
+    let concerns_agent = match (before, after) {
+        (Some(before), Some(after)) => compile::changes_pod(before, after),
+        _ => true,
+    };
+    if concerns_agent {
+        for pod in [before, after].into_iter().flatten() {
+            if let Some(node) = node_of(pod) {
+                let uid = uid_of(&pod.metadata).to_owned();
+                dirty.pods.entry(node.to_owned()).or_default().insert(uid, change.key.clone());
+            }
+        }
+    }
+    if compile::changes_network(before.map(|p| &**p), after.map(|p| &**p)) {
+        for pod in [before, after].into_iter().flatten() {
+            dirty.services.extend(endpoints::selecting(snapshot, pod).map(|s| key_of(&**s)));
+        }
+        let namespace = snapshot.get::<Namespace>("", &change.key.namespace);
+        dirty.networks |= namespace.is_some_and(|n| compile::is_isolated(n));
+    }
+}
+
+/// The pods of the policy's old and new target are measured otherwise now, or not any more. Its
+/// status, which is written often, does not matter.
+fn autoscaler_changed(change: &Change, snapshot: &Snapshot, dirty: &mut Dirty) {
+    let before = change.before.as_ref().and_then(Object::get::<LatencyAutoscaler>);
+    let after = change.after.as_ref().and_then(Object::get::<LatencyAutoscaler>);
+    if before.map(|policy| &policy.spec) == after.map(|policy| &policy.spec) {
+        return;
+    }
+    for policy in [before, after].into_iter().flatten() {
+        let namespace = namespace_of(&policy.metadata).to_owned();
+        mark(dirty, snapshot, &namespace, |pod| compile::targets(snapshot, policy, pod));
+    }
+}
+
+fn mark(dirty: &mut Dirty, snapshot: &Snapshot, namespace: &str, concerns: impl Fn(&Pod) -> bool) {
+    for pod in snapshot.list::<Pod>(Some(namespace)) {
+        if let Some(node) = node_of(pod)
+            && concerns(pod)
+        {
+            let key = ObjectKey::new(Kind::Pod, namespace, name_of(&pod.metadata));
+            let uid = uid_of(&pod.metadata).to_owned();
+            dirty.pods.entry(node.to_owned()).or_default().insert(uid, key);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The agents' sessions: who is connected, what each node is told to run, and what it answers.
+//!
+//! Any master can hold a session: what a node gets is compiled from the replicated state alone. No
+//! decision is made here; an agent's statuses and events are written as they come, and its
+//! telemetry goes to the hub.
+
+mod compile;
+mod events;
+mod follower;
+mod node;
+mod registry;
+mod session;
+mod statuses;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use timonier_proto::MESSAGE_BYTES_MAX;
+use timonier_proto::v1::agent_server::{Agent, AgentServer};
+use timonier_proto::v1::{AgentMessage, MasterMessage, StreamFrame};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::store::Store;
+use crate::streams::{AgentFrames, Streams};
+use crate::telemetry::Hub;
+
+pub(crate) use registry::{Registry, SendError};
+
+/// How often silent agents are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What sessions need to know; fixed when a master starts.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// e.g. `10.244.0.0/16`; every node gets a /24 of it.
+    pub cluster_range: String,
+    /// e.g. `10.96.0.0/16`.
+    pub service_range: String,
+    /// Time between two heartbeats; 1,000 unless the cluster is very large.
+    pub heartbeat_ms: u32,
+    /// An agent silent for so long is cut off; it dials again when it can.
+    pub silence_max: Duration,
+    /// Addresses of all masters, for the agents to fall back to.
+    pub masters: Vec<String>,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self {
+            cluster_range: timonier_proto::DEFAULT_CLUSTER_RANGE.to_owned(),
+            service_range: timonier_proto::DEFAULT_SERVICE_RANGE.to_owned(),
+            heartbeat_ms: 1000,
+            silence_max: Duration::from_secs(3),
+            masters: Vec::new(),
+        }
+    }
+}
+
+/// The gRPC service that agents dial. Clones are the same.
+#[derive(Clone)]
+pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    hub: Hub,
+    settings: SessionSettings,
+    registry: Arc<Registry>,
+    streams: Streams,
+    follower: mpsc::Sender<follower::Command>,
+    /// Nodes get their pod range one after the other, so that no two get the same.
+    registering: tokio::sync::Mutex<()>,
+    shutdown: CancellationToken,
+}
+
+impl Sessions {
+    /// Starts to follow the store. Ends all sessions when `shutdown` is cancelled.
+    pub fn start(
+        store: Store,
+        hub: Hub,
+        settings: SessionSettings,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let registry = Arc::new(Registry::default());
+        let streams = Streams::new(store.clone(), registry.clone());
+        let follower = follower::start(store.clone(), hub.clone(), shutdown.clone());
+        let silence_max = settings.silence_max;
+        tokio::spawn(sweep(registry.clone(), silence_max, shutdown.clone()));
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                hub,
+                settings,
+                registry,
+                streams,
+                follower,
+                registering: tokio::sync::Mutex::default(),
+                shutdown,
+            }),
+        }
+    }
+
+    /// To be added to the server.
+    pub fn service(&self) -> AgentServer<Self> {
+        AgentServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The broker of logs, exec, port-forward and image streams.
+    pub fn streams(&self) -> &Streams {
+        &self.inner.streams
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Sessions {
+    type SessionStream = ReceiverStream<Result<MasterMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        session::open(&self.inner, request.into_inner()).await.map(Response::new)
+    }
+
+    type StreamStream = AgentFrames;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<StreamFrame>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        self.inner.streams.accept(request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// Cuts off agents that have been silent too long: their host or the network may be gone without a
+/// word.
+async fn sweep(registry: Arc<Registry>, silence_max: Duration, shutdown: CancellationToken) {
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while or_shutdown(ticks.tick(), &shutdown).await.is_some() {
+        for node in registry.cut_off_silent(silence_max) {
+            tracing::warn!(
+                node,
+                silence_ms = silence_max.as_millis() as u64,
+                "the agent is silent, its session is closed"
+            );
+        }
+    }
+}
+
+/// The answer, or `None` on shutdown.
+async fn or_shutdown<T>(work: impl Future<Output = T>, shutdown: &CancellationToken) -> Option<T> {
+    tokio::select! {
+        answer = work => Some(answer),
+        () = shutdown.cancelled() => None,
+    }
+}

@@ -1,0 +1,194 @@
+//! A node's registration: what its agent says of the host becomes (or renews) the Node object, and
+//! the node gets its pod range.
+//!
+//! Conditions, taints and cordons are others' and stay as they are.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use timonier_master_core::ipam;
+use timonier_master_core::op::{Op, Precondition, Txn};
+use timonier_proto::v1::{Hello, NodeCapacity};
+use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason};
+
+use super::Inner;
+use crate::stamp::stamp;
+use crate::store::CommitError;
+
+/// How often a registration that raced with another write is tried.
+const TRIES_MAX: usize = 10;
+/// Most labels an agent may give its node.
+const LABELS_MAX: usize = 64;
+
+/// Creates or renews the Node object; its pod range.
+pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
+    let _turn = inner.registering.lock().await;
+    let name = &hello.node_name;
+    for _ in 0..TRIES_MAX {
+        let snapshot = inner.store.snapshot();
+        let preferred = Some(hello.pod_range.as_str()).filter(|range| !range.is_empty());
+        let range = ipam::node_range(&snapshot, &inner.settings.cluster_range, name, preferred)
+            .map_err(|error| {
+                ApiError::new(Reason::Unavailable, format!("cannot register node {name}: {error}"))
+            })?;
+        let Some(txn) = transaction(snapshot.get::<Node>("", name).map(|n| &**n), hello, &range)
+        else {
+            return Ok(range);
+        };
+        match inner.store.commit(txn).await {
+            Ok(_) => return Ok(range),
+            Err(CommitError::Rejected(rejection)) => {
+                tracing::debug!(node = name, %rejection, "registration raced, trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let text = format!("cannot register node {name}: it is being changed all the time");
+    Err(ApiError::new(Reason::Conflict, text))
+}
+
+/// `None` when the stored node says all this already.
+fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn> {
+    let key = ObjectKey::cluster(Kind::Node, hello.node_name.as_str());
+    let wanted = node_object(stored, hello, range);
+    let Some(stored) = stored else {
+        let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
+        return Some(Txn {
+            preconditions: vec![Precondition::Absent(key)],
+            ..Txn::of(vec![create])
+        });
+    };
+    if *stored == wanted {
+        return None;
+    }
+    let revision =
+        stored.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let precondition = Precondition::Revision(key, revision);
+    // Without its resourceVersion, which the first operation changes under the second.
+    let mut wanted = wanted;
+    wanted.metadata.resource_version = None;
+    let mut ops = Vec::new();
+    if stored.spec != wanted.spec || stored.metadata.labels != wanted.metadata.labels {
+        ops.push(Op::Replace(wanted.clone().into_object()));
+    }
+    if stored.status != wanted.status {
+        ops.push(Op::ReplaceStatus(wanted.into_object()));
+    }
+    Some(Txn { preconditions: vec![precondition], ..Txn::of(ops) })
+}
+
+fn node_object(stored: Option<&Node>, hello: &Hello, range: &str) -> Node {
+    let mut node = stored.cloned().unwrap_or_else(|| Node {
+        metadata: ObjectMeta { name: Some(hello.node_name.clone()), ..Default::default() },
+        ..Default::default()
+    });
+    let labels = node.metadata.labels.get_or_insert_default();
+    labels.extend(hello.labels.iter().take(LABELS_MAX).map(|(k, v)| (k.clone(), v.clone())));
+    for (key, value) in [
+        ("kubernetes.io/hostname", hello.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture(&hello.architecture)),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let spec: &mut NodeSpec = node.spec.get_or_insert_default();
+    spec.pod_cidr = Some(range.to_owned());
+    spec.pod_cidrs = Some(vec![range.to_owned()]);
+    let status: &mut NodeStatus = node.status.get_or_insert_default();
+    let capacity = hello.capacity.unwrap_or_default();
+    status.capacity = Some(resources(&capacity, 0, 0));
+    status.allocatable =
+        Some(resources(&capacity, capacity.reserved_cpu_millis, capacity.reserved_memory_bytes));
+    status.addresses = Some(vec![
+        NodeAddress { type_: "InternalIP".to_owned(), address: hello.address.clone() },
+        NodeAddress { type_: "Hostname".to_owned(), address: hello.node_name.clone() },
+    ]);
+    status.node_info = Some(NodeSystemInfo {
+        architecture: architecture(&hello.architecture).to_owned(),
+        boot_id: hello.boot_id.clone(),
+        container_runtime_version: hello.runtime.clone(),
+        kernel_version: hello.kernel.clone(),
+        kubelet_version: format!("v{}", hello.version),
+        operating_system: "linux".to_owned(),
+        os_image: hello.os_image.clone(),
+        ..Default::default()
+    });
+    node
+}
+
+/// What is left of the capacity when this much is kept back.
+fn resources(
+    capacity: &NodeCapacity,
+    less_cpu_millis: u64,
+    less_memory_bytes: u64,
+) -> BTreeMap<String, Quantity> {
+    let cpu_millis = capacity.cpu_millis.saturating_sub(less_cpu_millis);
+    let cpu = if cpu_millis.is_multiple_of(1000) {
+        (cpu_millis / 1000).to_string()
+    } else {
+        format!("{cpu_millis}m")
+    };
+    let memory = capacity.memory_bytes.saturating_sub(less_memory_bytes) / 1024;
+    let storage = capacity.ephemeral_storage_bytes / 1024;
+    [
+        ("cpu", cpu),
+        ("memory", format!("{memory}Ki")),
+        ("ephemeral-storage", format!("{storage}Ki")),
+        ("pods", capacity.pods.to_string()),
+    ]
+    .map(|(name, quantity)| (name.to_owned(), Quantity(quantity)))
+    .into()
+}
+
+/// As Kubernetes spells it.
+fn architecture(machine: &str) -> &str {
+    match machine {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> Hello {
+        Hello {
+            node_name: "n1".into(),
+            address: "10.0.0.1".into(),
+            architecture: "x86_64".into(),
+            capacity: Some(NodeCapacity {
+                cpu_millis: 2000,
+                memory_bytes: 4 << 30,
+                reserved_cpu_millis: 100,
+                reserved_memory_bytes: 1 << 30,
+                pods: 110,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_renewal_keeps_what_is_others_and_writes_nothing_when_nothing_changed() {
+        let mut node = node_object(None, &hello(), "10.244.1.0/24");
+        let status = node.status.clone().unwrap();
+        assert_eq!(status.allocatable.unwrap()["cpu"].0, "1900m");
+        assert_eq!(status.capacity.unwrap()["memory"].0, "4194304Ki");
+        node.spec.as_mut().unwrap().unschedulable = Some(true);
+        node.metadata.labels.as_mut().unwrap().insert("disk".into(), "fast".into());
+        node.metadata.resource_version = Some("7".into());
+        assert_eq!(transaction(Some(&node), &hello(), "10.244.1.0/24"), None);
+        let moved = Hello { address: "10.0.0.9".into(), ..hello() };
+        let txn = transaction(Some(&node), &moved, "10.244.1.0/24").unwrap();
+        assert_eq!(txn.ops.len(), 1, "{txn:?}");
+        let Op::ReplaceStatus(object) = &txn.ops[0] else { panic!("{txn:?}") };
+        let wanted = object.get::<Node>().unwrap();
+        assert_eq!(wanted.spec.as_ref().unwrap().unschedulable, Some(true));
+        assert_eq!(wanted.metadata.labels.as_ref().unwrap()["disk"], "fast");
+    }
+}
