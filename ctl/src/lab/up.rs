@@ -1,0 +1,201 @@
+//! `lab up`: starts what does not run yet and waits until all nodes are Ready.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use timonier_proto::Kind;
+use tokio::time::Instant;
+
+use super::process::{self, Record};
+use super::{CONTEXT, Lab, MASTER, State, bridge_name, need_root, node_name};
+use crate::client::Client;
+use crate::client::calls::Filter;
+use crate::context::Ctx;
+use crate::error::{Outcome, fail};
+use crate::fields::Fields;
+use crate::output::printers::node_status;
+use crate::output::progress::Spinner;
+use crate::verbs::lab::AGENTS_DEFAULT;
+
+const MASTER_DEADLINE: Duration = Duration::from_secs(30);
+const NODES_DEADLINE: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Nodes that fit the default pod range on one machine without asking for trouble.
+const AGENTS_MAX: usize = 200;
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub agents: Option<usize>,
+    pub port: u16,
+    pub max_pods: u32,
+    pub master_arg: Vec<String>,
+    pub agent_arg: Vec<String>,
+}
+
+pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
+    need_root("up")?;
+    let agents = agents(ctx, &lab, &wanted)?;
+    let (master, agent) =
+        (process::program("timonier-master")?, process::program("timonier-agent")?);
+    let running = process::find(&lab, MASTER);
+    check_port(&lab, &wanted, running.is_some())?;
+    for folder in ["", "logs", "run"] {
+        let path = lab.dir.join(folder);
+        std::fs::create_dir_all(&path)
+            .map_err(|error| fail(format!("make folder {}: {error}", path.display())))?;
+    }
+    lab.save(State { port: wanted.port, agents })?;
+    let started = Instant::now();
+    let spinner = Spinner::start(&ctx.out);
+    let address = format!("127.0.0.1:{}", wanted.port);
+    let client = Client::new(vec![address.clone()], None);
+
+    spinner.say("starting the master");
+    let record = match running {
+        Some(record) => record,
+        None => {
+            let mut args = vec!["--data-dir".into(), lab.data(MASTER).display().to_string()];
+            args.extend(["--listen".into(), address.clone()]);
+            args.extend(wanted.master_arg.clone());
+            process::start(&lab, MASTER, &master, &args)?
+        }
+    };
+    await_master(&lab, &client, &record).await?;
+    use_context(ctx, &address)?;
+
+    spinner.say(format!("starting {agents} agents"));
+    let mut records = Vec::new();
+    for number in 1..=agents {
+        let name = node_name(number);
+        let record = match process::find(&lab, &name) {
+            Some(record) => record,
+            None => {
+                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &address, &wanted))?
+            }
+        };
+        records.push((name, record));
+    }
+    await_nodes(&lab, &client, &records, &spinner).await?;
+    drop(spinner);
+    ctx.out.line(format!(
+        "lab is up: {agents} nodes Ready in {:.1} s, master {address}, data in {}",
+        started.elapsed().as_secs_f64(),
+        lab.dir.display()
+    ))?;
+    ctx.out.line(format!("context {CONTEXT:?} is now the current one; try: timonctl get nodes"))
+}
+
+fn agents(ctx: &Ctx, lab: &Lab, wanted: &Wanted) -> Outcome<usize> {
+    let present = lab.nodes().len();
+    let agents = wanted.agents.unwrap_or(if present > 0 { present } else { AGENTS_DEFAULT });
+    if agents == 0 || agents > AGENTS_MAX {
+        return Err(fail(format!("a lab has 1 to {AGENTS_MAX} agents, not {agents}")));
+    }
+    if agents < present {
+        ctx.out.note(format!("the lab has {present} nodes already and keeps them; timonctl lab down first makes a smaller one"));
+    }
+    Ok(agents.max(present))
+}
+
+/// A lab stays on its port while it runs; a port that somebody else has is told before anything starts.
+fn check_port(lab: &Lab, wanted: &Wanted, running: bool) -> Outcome {
+    if running {
+        return match &lab.state {
+            Some(state) if state.port != wanted.port => {
+                Err(fail(format!("the lab runs on port {}, not {}", state.port, wanted.port))
+                    .hint("timonctl lab down first"))
+            }
+            _ => Ok(()),
+        };
+    }
+    TcpListener::bind(("127.0.0.1", wanted.port)).map(|_| ()).map_err(|error| {
+        fail(format!("port {} cannot be used: {}", wanted.port, crate::client::plain_io(&error)))
+            .hint("--port chooses another one; another lab may be up in another folder")
+    })
+}
+
+fn agent_args(lab: &Lab, name: &str, address: &str, wanted: &Wanted) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["--master", address, "--node-name", name].map(str::to_owned).to_vec();
+    args.extend(["--data-dir".into(), lab.data(name).display().to_string()]);
+    args.extend(["--bridge".into(), bridge_name(name)]);
+    args.extend(["--max-pods".into(), wanted.max_pods.to_string()]);
+    args.extend(wanted.agent_arg.clone());
+    args
+}
+
+async fn await_master(lab: &Lab, client: &Client, record: &Record) -> Outcome {
+    let deadline = Instant::now() + MASTER_DEADLINE;
+    loop {
+        let Err(failure) = client.cluster_info().await else { return Ok(()) };
+        if !record.alive() {
+            return Err(fail(format!(
+                "the master ended; its log ends in\n{}",
+                lab.log_tail(MASTER)
+            ))
+            .hint("timonctl lab logs master shows all of it"));
+        }
+        if Instant::now() > deadline {
+            let why = failure.to_string();
+            let why = why.lines().next().unwrap_or_default();
+            return Err(fail(format!(
+                "the master does not answer after {} s ({why}); its log ends in\n{}",
+                MASTER_DEADLINE.as_secs(),
+                lab.log_tail(MASTER)
+            )));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn await_nodes(
+    lab: &Lab,
+    client: &Client,
+    records: &[(String, Record)],
+    spinner: &Spinner,
+) -> Outcome {
+    let deadline = Instant::now() + NODES_DEADLINE;
+    loop {
+        let nodes = client.list(Kind::Node, &Filter::default()).await?;
+        let status = |name: &str| nodes.iter().find(|n| n.name() == name).map(node_status);
+        let ready = |name: &str| status(name).is_some_and(|s| s.starts_with("Ready"));
+        let waiting: Vec<&str> =
+            records.iter().map(|(name, _)| name.as_str()).filter(|name| !ready(name)).collect();
+        spinner.say(format!(
+            "{} of {} nodes are Ready",
+            records.len() - waiting.len(),
+            records.len()
+        ));
+        let Some(first) = waiting.first() else { return Ok(()) };
+        if let Some((name, _)) = records.iter().find(|(_, record)| !record.alive()) {
+            return Err(fail(format!(
+                "agent {name} ended; its log ends in\n{}",
+                lab.log_tail(name)
+            ))
+            .hint(format!(
+                "timonctl lab logs {name} shows all of it; timonctl lab down clears up"
+            )));
+        }
+        if Instant::now() > deadline {
+            let node = nodes.iter().find(|n| n.name() == *first);
+            let why = node
+                .map(|n| n.condition("Ready").text("message"))
+                .unwrap_or("it has not registered");
+            return Err(fail(format!(
+                "node {first} is not Ready after {} s: {why}; its agent's log ends in\n{}",
+                NODES_DEADLINE.as_secs(),
+                lab.log_tail(first)
+            ))
+            .hint("timonctl lab up goes on waiting; timonctl lab down clears up"));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn use_context(ctx: &Ctx, address: &str) -> Outcome {
+    let mut config = ctx.config.clone();
+    config.context_mut(CONTEXT).servers = vec![address.to_owned()];
+    config.current_context = Some(CONTEXT.to_owned());
+    if config == ctx.config { Ok(()) } else { config.save(&ctx.config_path) }
+}

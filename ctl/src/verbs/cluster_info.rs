@@ -1,0 +1,71 @@
+//! `cluster-info`: the masters and what the store holds.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::context::Ctx;
+use crate::error::Outcome;
+use crate::output::age;
+use crate::output::objects::Format;
+use crate::output::{tabs, yaml};
+
+const EXAMPLES: &str = "\
+Examples:
+  timonctl cluster-info            masters, nodes connected, size of the store
+  timonctl cluster-info -o json";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// yaml or json
+    #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
+    pub output: Format,
+}
+
+pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
+    let info = ctx.client.cluster_info().await?;
+    let masters: Vec<_> = info
+        .masters
+        .iter()
+        .map(|m| json!({"id": m.id, "address": m.address, "leader": m.leader}))
+        .collect();
+    let value = json!({
+        "clusterId": info.cluster_id, "version": info.version, "masters": masters,
+        "revision": info.revision, "objects": info.objects, "logBytes": info.log_bytes,
+        "fsyncs": info.fsyncs, "agentsConnected": info.agents_connected,
+        "podRange": info.pod_range, "serviceRange": info.service_range, "uptimeMs": info.uptime_ms,
+    });
+    match args.output {
+        Format::Json => return ctx.out.bytes(yaml::json(&value)?.as_bytes()),
+        Format::Yaml => return ctx.out.bytes(yaml::yaml(&value)?.as_bytes()),
+        _ => {}
+    }
+    let mut text = String::new();
+    for master in &info.masters {
+        let role = if master.leader { " (leader)" } else { "" };
+        text.push_str(&format!("Master {}:\t{}{role}\n", master.id, master.address));
+    }
+    let uptime = Duration::from_millis(info.uptime_ms).as_secs();
+    for (name, value) in [
+        ("Cluster:", info.cluster_id.clone()),
+        ("Version:", info.version.clone()),
+        ("Up for:", age::human(uptime as i64)),
+        ("Nodes connected:", info.agents_connected.to_string()),
+        ("Objects:", info.objects.to_string()),
+        ("Revision:", info.revision.to_string()),
+        (
+            "Log:",
+            format!(
+                "{:.1} MiB, {} fsyncs",
+                info.log_bytes as f64 / f64::from(1 << 20),
+                info.fsyncs
+            ),
+        ),
+        ("Pod range:", info.pod_range.clone()),
+        ("Service range:", info.service_range.clone()),
+    ] {
+        text.push_str(&format!("{name}\t{value}\n"));
+    }
+    ctx.out.bytes(tabs::layout(&text, 0, 2).as_bytes())
+}

@@ -1,0 +1,94 @@
+//! `lab`: a whole cluster on this machine. The work is done in [`crate::lab`].
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use timonier_proto::DEFAULT_MASTER_PORT;
+
+use crate::context::Ctx;
+use crate::error::Outcome;
+use crate::lab::{self, Lab};
+
+const EXAMPLES: &str = "\
+Examples:
+  timonctl lab up --agents 3       a master and three nodes on this machine
+  timonctl lab status              what runs
+  timonctl lab logs -f             follow what the master and the agents say
+  timonctl lab logs lab-2          one of them
+  timonctl lab down                stop it all and remove what it made";
+
+/// Nodes of a lab unless --agents says otherwise.
+pub const AGENTS_DEFAULT: usize = 3;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    pub action: Action,
+    /// Where data and logs are kept; default: $TIMONIER_LAB_DIR, else ~/.local/share/timonier/lab
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Start a master and agents, wait until all nodes are Ready, and use them from now on
+    #[command(after_help = "\
+Examples:
+  timonctl lab up                  three nodes
+  timonctl lab up --agents 5       started again with more nodes, it adds them
+
+Needs root: agents make network interfaces and containers.")]
+    Up {
+        /// Nodes; default: as many as the lab has, else 3
+        #[arg(long, value_name = "N")]
+        agents: Option<usize>,
+        /// Port of the master
+        #[arg(long, value_name = "PORT", default_value_t = DEFAULT_MASTER_PORT)]
+        port: u16,
+        /// Pods that each node takes
+        #[arg(long, value_name = "N", default_value_t = 250)]
+        max_pods: u32,
+        /// A further flag for the master, as --master-arg=--log-fsync-delay=20
+        #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+        master_arg: Vec<String>,
+        /// A further flag for each agent
+        #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+        agent_arg: Vec<String>,
+    },
+    /// Show which parts of the lab run
+    Status,
+    /// Print what the master and the agents say
+    Logs {
+        /// master or lab-1, lab-2, …; default: all
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Go on printing
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last lines; -1 is all
+        #[arg(long, value_name = "LINES", default_value_t = 100, allow_negative_numbers = true)]
+        tail: i64,
+    },
+    /// Stop the lab and remove its containers, network and data
+    Down {
+        /// Keep the master's data, so that the next up goes on with the same objects
+        #[arg(long)]
+        keep_data: bool,
+    },
+}
+
+pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
+    let lab = Lab::open(args.dir)?;
+    match args.action {
+        Action::Up { agents, port, max_pods, master_arg, agent_arg } => {
+            let wanted = lab::up::Wanted { agents, port, max_pods, master_arg, agent_arg };
+            lab::up::up(ctx, lab, wanted).await
+        }
+        Action::Status => lab::show::status(ctx, &lab).await,
+        Action::Logs { names, follow, tail } => {
+            lab::show::logs(ctx, &lab, &names, follow, tail).await
+        }
+        Action::Down { keep_data } => lab::down::down(ctx, lab, keep_data).await,
+    }
+}
