@@ -53,18 +53,20 @@ impl State {
 }
 
 /// The writer's side.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Ring {
     state: Arc<Mutex<State>>,
-    /// The last revision; closed when the store is.
-    last: Arc<watch::Sender<u64>>,
+    /// The last revision that watchers may see; [`CLOSED`] when the store is closed.
+    last: watch::Sender<u64>,
 }
+
+const CLOSED: u64 = u64::MAX;
 
 impl Ring {
     /// Begins after `revision`.
     pub fn new(revision: u64) -> Self {
         let state = State { changes: VecDeque::new(), bytes: 0, compacted: revision };
-        Self { state: Arc::new(Mutex::new(state)), last: Arc::new(watch::Sender::new(revision)) }
+        Self { state: Arc::new(Mutex::new(state)), last: watch::Sender::new(revision) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -94,7 +96,12 @@ impl Ring {
     /// Wakes the watchers. Called once the state that readers see has the changes in it.
     pub fn publish(&self) {
         let last = self.lock().last();
-        self.last.send_if_modified(|seen| std::mem::replace(seen, last) != last);
+        self.last.send_if_modified(|seen| *seen != CLOSED && std::mem::replace(seen, last) != last);
+    }
+
+    /// Ends every watch.
+    pub fn close(&self) {
+        self.last.send_replace(CLOSED);
     }
 
     /// Forgets everything and begins again after `revision`: a snapshot was installed.
@@ -103,7 +110,6 @@ impl Ring {
         self.last.send_replace(revision);
     }
 
-    /// `None` means from now on, that is after `now`.
     pub fn subscribe(&self, from: u64) -> Result<Changes, Compacted> {
         let compacted = self.lock().compacted;
         if from < compacted {
@@ -112,9 +118,9 @@ impl Ring {
         Ok(Changes { state: self.state.clone(), last: self.last.subscribe(), seen: from })
     }
 
-    /// Ends every watch, when the last owner of the ring lets go of it.
+    /// The last revision that watchers may see.
     pub fn last(&self) -> u64 {
-        *self.last.borrow()
+        (*self.last.borrow()).min(self.lock().last())
     }
 }
 
@@ -156,6 +162,9 @@ impl Changes {
             let batch = self.take(last, count_max)?;
             if !batch.is_empty() {
                 return Ok(batch);
+            }
+            if last == CLOSED {
+                return Err(ChangesError::Closed);
             }
             self.last.changed().await.map_err(|_| ChangesError::Closed)?;
         }

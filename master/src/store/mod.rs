@@ -4,20 +4,40 @@
 //! Holds no rules about what objects mean: admission comes before [`Store::commit`], and the
 //! decisions are the reconcilers'.
 
+mod batcher;
 mod changes;
 mod error;
+mod folder;
+mod log;
+mod machine;
+mod open;
+mod raft;
+mod snapshot_file;
+mod snapshotter;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use timonier_master_core::op::Txn;
+use openraft::ServerState;
+use openraft::error::{CheckIsLeaderError, RaftError};
+use serde::{Deserialize, Serialize};
+use timonier_master_core::op::{Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Object;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::batcher::Request;
+use self::folder::Folder;
 
 pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
+
+/// Encoded transactions that wait to be written, in KiB; a caller past this waits.
+const QUEUE_KIB_MAX: usize = 64 << 10;
 
 /// How and where a store is kept.
 #[derive(Debug, Clone)]
@@ -57,7 +77,7 @@ impl StoreConfig {
 }
 
 /// What a transaction did.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Committed {
     /// The state's revision after it.
     pub revision: u64,
@@ -94,71 +114,141 @@ pub struct StoreStatus {
 }
 
 /// The store. Clones are the same store.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
-    cluster_id: String,
-    snapshot: Mutex<Snapshot>,
-    ring: changes::Ring,
+    id: u64,
+    machine: Arc<machine::Shared>,
+    log: Arc<log::Shared>,
+    space: log::Space,
+    raft: raft::Raft,
+    requests: mpsc::Sender<Request>,
+    /// Room in the queue, in KiB.
+    room: Arc<Semaphore>,
+    txn_bytes_max: u64,
+    commit_timeout: Duration,
     leader: watch::Sender<bool>,
     failure: watch::Sender<Option<String>>,
+    closing: CancellationToken,
+    open: Mutex<Option<Open>>,
+}
+
+/// What is closed at the end.
+struct Open {
+    tasks: Vec<JoinHandle<()>>,
+    log_thread: std::thread::JoinHandle<()>,
+    folder: Folder,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("status", &self.status()).finish()
+    }
 }
 
 impl Store {
     /// Opens the store, or makes it when the folder holds none. A single master leads when this
     /// returns, and its state is that of the last acknowledged write.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(&config.dir)
-            .map_err(StoreError::io("create folder", &config.dir))?;
-        let shared = Shared {
-            cluster_id: uuid::Uuid::new_v4().to_string(),
-            snapshot: Mutex::default(),
-            ring: changes::Ring::new(0),
-            leader: watch::Sender::new(true),
-            failure: watch::Sender::new(None),
-        };
-        Ok(Self { shared: Arc::new(shared) })
+        open::open(config).await
     }
 
     /// The state as of the last applied write. Cheap; never waits for writers.
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.machine.snapshot()
     }
 
     /// Applies the transaction and answers once it is on disk. What this answers is in
-    /// [`Self::snapshot`] already.
+    /// [`Self::snapshot`] already. When the caller goes away, the transaction may still be applied.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
-        let mut snapshot = self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        let applied = snapshot.apply(&txn)?;
-        let objects = txn.ops.iter().map(|op| snapshot.object(&op.key()).cloned()).collect();
-        self.shared.ring.add(applied.changes, 1024);
-        self.shared.ring.publish();
-        Ok(Committed { revision: applied.revision, objects, repeated: applied.repeated })
+        let timeout = self.shared.commit_timeout;
+        tokio::time::timeout(timeout, self.commit_in_time(txn)).await.unwrap_or_else(|_| {
+            Err(CommitError::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
+        })
+    }
+
+    async fn commit_in_time(&self, txn: Txn) -> Result<Committed, CommitError> {
+        let shared = &self.shared;
+        let encoded = serde_json::to_vec(&txn)
+            .map_err(|error| invalid(&txn, format!("it cannot be encoded: {error}")))?;
+        let bytes_max = shared.txn_bytes_max;
+        if encoded.len() as u64 > bytes_max {
+            let bytes = encoded.len();
+            return Err(invalid(
+                &txn,
+                format!("the transaction has {bytes} bytes, at most {bytes_max} are allowed"),
+            ));
+        }
+        let kib = (encoded.len() >> 10) + 1;
+        let kib = u32::try_from(kib.min(QUEUE_KIB_MAX)).unwrap_or(u32::MAX);
+        let closing = |_| CommitError::ShuttingDown;
+        let room = shared
+            .room
+            .clone()
+            .acquire_many_owned(kib)
+            .await
+            .map_err(|_| CommitError::ShuttingDown)?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request { txn, encoded, answer, _room: room };
+        shared.requests.send(request).await.map_err(|_| CommitError::ShuttingDown)?;
+        answered.await.map_err(closing)?
     }
 
     /// Every change after revision `from`, or from now on. When a change is handed out,
     /// [`Self::snapshot`] has it.
     pub fn changes(&self, from: Option<u64>) -> Result<Changes, Compacted> {
-        self.shared.ring.subscribe(from.unwrap_or_else(|| self.shared.ring.last()))
+        let ring = &self.shared.machine.ring;
+        ring.subscribe(from.unwrap_or_else(|| ring.last()))
     }
 
     /// Returns when [`Self::snapshot`] has every write that was acknowledged by any master before
     /// the call.
     pub async fn linearize(&self) -> Result<(), CommitError> {
-        Ok(())
+        let timeout = self.shared.commit_timeout;
+        let read = tokio::time::timeout(timeout, self.shared.raft.ensure_linearizable()).await;
+        match read {
+            Err(_) => {
+                Err(CommitError::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
+            }
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)))) => {
+                Err(CommitError::NotLeader { leader: forward.leader_id })
+            }
+            Ok(Err(RaftError::APIError(_))) => Err(CommitError::NotLeader { leader: None }),
+            Ok(Err(RaftError::Fatal(fatal))) => match &*self.shared.failure.borrow() {
+                Some(why) => Err(CommitError::StorageFailure(why.clone())),
+                None if self.shared.closing.is_cancelled() => Err(CommitError::ShuttingDown),
+                None => Err(CommitError::StorageFailure(batcher::failure_text(&fatal))),
+            },
+        }
     }
 
     pub fn status(&self) -> StoreStatus {
-        StoreStatus { id: 1, cluster_id: self.shared.cluster_id.clone(), ..Default::default() }
+        let shared = &self.shared;
+        let metrics = shared.raft.metrics().borrow().clone();
+        let state = shared.machine.state();
+        StoreStatus {
+            id: shared.id,
+            cluster_id: shared.machine.cluster_id.clone(),
+            leader: metrics.state == ServerState::Leader,
+            leader_id: metrics.current_leader,
+            term: metrics.current_term,
+            last_index: shared.log.last_index(),
+            applied_index: state.last_applied.map_or(0, |last| last.index),
+            revision: state.snapshot.revision,
+            log_bytes: shared.log.bytes(),
+            fsyncs: shared.log.fsyncs(),
+            snapshots: shared.machine.snapshots.load(Ordering::Relaxed),
+            refusing: shared.failure.borrow().clone().or_else(|| shared.space.refusing()),
+        }
     }
 
     /// Made when the cluster was first started; the same on every master.
     pub fn cluster_id(&self) -> &str {
-        &self.shared.cluster_id
+        &self.shared.machine.cluster_id
     }
 
     /// Whether this master is the leader, and when that changes.
@@ -176,8 +266,30 @@ impl Store {
         }
     }
 
-    /// Stops taking writes, waits for those under way, and closes the files.
+    /// Stops taking writes, waits for those under way, and closes the files. Watches end.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
-        Ok(())
+        self.shared.closing.cancel();
+        let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Open { tasks, log_thread, folder }) = open else { return Ok(()) };
+        for task in tasks {
+            // A task that panicked has said so.
+            let _ = task.await;
+        }
+        let ended = self.shared.raft.shutdown().await;
+        let joined = tokio::task::spawn_blocking(move || log_thread.join()).await;
+        self.shared.machine.ring.close();
+        drop(folder);
+        match (ended, joined) {
+            (Ok(()), Ok(Ok(()))) => Ok(()),
+            (Err(error), _) | (_, Err(error)) => Err(StoreError::Raft(error.to_string())),
+            (_, Ok(Err(_))) => Err(StoreError::Raft("the log's thread panicked".to_owned())),
+        }
+    }
+}
+
+fn invalid(txn: &Txn, why: String) -> CommitError {
+    match txn.ops.first() {
+        Some(op) => CommitError::Rejected(Rejection::Invalid { key: op.key(), why }),
+        None => CommitError::StorageFailure(why),
     }
 }

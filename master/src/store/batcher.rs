@@ -1,0 +1,179 @@
+//! Merges the transactions that wait into one log entry, so that they share one fsync. Keeps a
+//! bounded number of entries under way: while one is written, the next is gathered.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::error::{ClientWriteError, Fatal};
+use timonier_master_core::op::Txn;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::CommitError;
+use super::log::{Promise, Space};
+use super::raft::{Batch, Raft, Verdict, Waiting};
+
+/// Transactions that wait to be gathered; a caller past this waits to be queued.
+pub const QUEUE_MAX: usize = 4096;
+/// Most transactions of one entry…
+const BATCH_TXNS_MAX: usize = 1024;
+/// …and bytes, though a transaction alone may have more.
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+/// Entries that were proposed and not yet applied. Openraft writes one after the other, so more
+/// only make the batches smaller.
+const ENTRIES_MAX: usize = 2;
+/// An entry takes at most this part of a segment, so that all under way fit the next one.
+const SEGMENT_PARTS: u64 = 8;
+
+/// A transaction that waits, with its JSON: encoding is done by each caller, at the same time.
+pub struct Request {
+    pub txn: Txn,
+    pub encoded: Vec<u8>,
+    pub answer: oneshot::Sender<Verdict>,
+    /// Its part of the queue's bytes.
+    pub _room: OwnedSemaphorePermit,
+}
+
+/// Largest encoded transaction for a log of such segments, in bytes.
+pub fn txn_bytes_max(segment_bytes: u64) -> u64 {
+    segment_bytes / SEGMENT_PARTS
+}
+
+pub struct Batcher {
+    pub raft: Raft,
+    pub space: Space,
+    pub requests: mpsc::Receiver<Request>,
+    pub closing: CancellationToken,
+    /// Set when the consensus has stopped for good.
+    pub failure: watch::Sender<Option<String>>,
+    /// Of one entry.
+    pub bytes_max: u64,
+}
+
+#[derive(Default)]
+struct Gathered {
+    txns: Vec<Txn>,
+    encoded: Vec<u8>,
+    callers: Vec<oneshot::Sender<Verdict>>,
+}
+
+impl Gathered {
+    fn add(&mut self, request: Request) {
+        self.encoded.push(if self.txns.is_empty() { b'[' } else { b',' });
+        self.encoded.extend_from_slice(&request.encoded);
+        self.txns.push(request.txn);
+        self.callers.push(request.answer);
+    }
+
+    fn bytes(&self) -> u64 {
+        self.encoded.len() as u64 + 1
+    }
+}
+
+impl Batcher {
+    /// Runs until `closing`; then refuses what is queued, and waits for what was proposed.
+    pub async fn run(mut self) {
+        let under_way = Arc::new(Semaphore::new(ENTRIES_MAX));
+        // The one that did not fit the last entry.
+        let mut left = None;
+        loop {
+            let Ok(permit) = under_way.clone().acquire_owned().await else { break };
+            let first = match left.take() {
+                Some(request) => Some(request),
+                None => tokio::select! {
+                    biased;
+                    () = self.closing.cancelled() => None,
+                    request = self.requests.recv() => request,
+                },
+            };
+            let Some(first) = first else { break };
+            let mut gathered = Gathered::default();
+            gathered.add(first);
+            left = self.gather(&mut gathered);
+            self.propose(gathered, permit).await;
+        }
+        self.requests.close();
+        while let Some(request) = self.requests.recv().await {
+            let _ = request.answer.send(Err(CommitError::ShuttingDown));
+        }
+        let all = u32::try_from(ENTRIES_MAX).unwrap_or(u32::MAX);
+        let _ = under_way.acquire_many(all).await;
+    }
+
+    /// Adds what is queued, up to the bounds; answers the one that did not fit.
+    fn gather(&mut self, gathered: &mut Gathered) -> Option<Request> {
+        let bytes_max = BATCH_BYTES_MAX.min(self.bytes_max);
+        while gathered.txns.len() < BATCH_TXNS_MAX && gathered.bytes() < bytes_max {
+            let request = self.requests.try_recv().ok()?;
+            if gathered.bytes() + request.encoded.len() as u64 > bytes_max {
+                return Some(request);
+            }
+            gathered.add(request);
+        }
+        None
+    }
+
+    async fn propose(&self, mut gathered: Gathered, permit: OwnedSemaphorePermit) {
+        gathered.encoded.push(b']');
+        let waiting = Arc::new(Waiting::new(gathered.callers));
+        let promise = match self.space.promise(gathered.encoded.len()).await {
+            Ok(promise) => promise,
+            Err(why) => return waiting.refuse(&CommitError::StorageFailure(why)),
+        };
+        let batch = Batch {
+            txns: gathered.txns.into(),
+            encoded: Bytes::from(gathered.encoded),
+            waiting: Some(waiting.clone()),
+        };
+        let failure = self.failure.clone();
+        match self.raft.client_write_ff(batch).await {
+            Ok(outcome) => {
+                tokio::spawn(finish(outcome, waiting, failure, (permit, promise)));
+            }
+            Err(fatal) => waiting.refuse(&stopped(&fatal, &failure)),
+        }
+    }
+}
+
+type Outcome = Result<
+    openraft::raft::ClientWriteResponse<super::raft::Types>,
+    ClientWriteError<u64, openraft::BasicNode>,
+>;
+
+/// The state machine answers the callers; what is left are the entries that never got there.
+async fn finish(
+    outcome: impl Future<Output = Result<Outcome, impl Sized>>,
+    waiting: Arc<Waiting>,
+    failure: watch::Sender<Option<String>>,
+    _held: (OwnedSemaphorePermit, Promise),
+) {
+    match outcome.await {
+        Ok(Ok(_)) => {}
+        Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+            waiting.refuse(&CommitError::NotLeader { leader: forward.leader_id });
+        }
+        Ok(Err(ClientWriteError::ChangeMembershipError(error))) => {
+            waiting.refuse(&CommitError::StorageFailure(error.to_string()));
+        }
+        Err(_) => waiting.refuse(&stopped(&Fatal::Stopped, &failure)),
+    }
+}
+
+/// The consensus has stopped: because it was told to, or for good.
+fn stopped(fatal: &Fatal<u64>, failure: &watch::Sender<Option<String>>) -> CommitError {
+    if let Some(why) = &*failure.borrow() {
+        return CommitError::StorageFailure(why.clone());
+    }
+    match fatal {
+        Fatal::Stopped => CommitError::ShuttingDown,
+        fatal => CommitError::StorageFailure(failure_text(fatal)),
+    }
+}
+
+/// For people: what to do when the consensus has stopped for good.
+pub fn failure_text(fatal: &Fatal<u64>) -> String {
+    format!(
+        "the store has stopped: {fatal}; hint: see that the disk is in order and start the master \
+         again: nothing acknowledged is lost"
+    )
+}

@@ -1,0 +1,106 @@
+//! The data folder: one process at a time, and the identity of the cluster it belongs to.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::raft::{FIRST_NODE_ID, NodeId};
+
+/// Of the files in the folder; a newer one is not read by this build.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Identity {
+    format: u32,
+    pub cluster_id: String,
+    pub node_id: NodeId,
+}
+
+/// An opened folder; locked until it is dropped.
+#[derive(Debug)]
+pub struct Folder {
+    pub path: PathBuf,
+    pub identity: Identity,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder and the cluster's identity at the first start.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        for dir in [path.to_owned(), path.join("log"), path.join("snapshots")] {
+            std::fs::create_dir_all(&dir).map_err(StoreError::io("create folder", &dir))?;
+        }
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(StoreError::io("open", &lock_path))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::Locked(path.to_owned()))?;
+        let identity = identity(path)?;
+        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+}
+
+fn identity(dir: &Path) -> Result<Identity, StoreError> {
+    let path = dir.join("cluster.json");
+    match std::fs::read(&path) {
+        Ok(json) => {
+            let refuse = |why: String| StoreError::Corrupt {
+                what: "identity",
+                path: path.clone(),
+                offset: 0,
+                index: None,
+                why,
+                hint: "restore the file from a backup of the data folder".to_owned(),
+            };
+            let identity: Identity =
+                serde_json::from_slice(&json).map_err(|e| refuse(e.to_string()))?;
+            if identity.format != FORMAT {
+                let format = identity.format;
+                return Err(refuse(format!("format {format}, but this build reads {FORMAT}")));
+            }
+            Ok(identity)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let identity = Identity {
+                format: FORMAT,
+                cluster_id: uuid::Uuid::new_v4().to_string(),
+                node_id: FIRST_NODE_ID,
+            };
+            let write = || write_whole(&path, &serde_json::to_vec_pretty(&identity)?);
+            write().map_err(StoreError::io("write", &path))?;
+            Ok(identity)
+        }
+        Err(error) => Err(StoreError::io("read", &path)(error)),
+    }
+}
+
+/// All of it or nothing is on the disk, under this name.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_folder(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes renames and new files in the folder last.
+pub fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

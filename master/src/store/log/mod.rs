@@ -1,0 +1,284 @@
+//! The log on the disk, as openraft's log storage.
+//!
+//! Segment files of our own ([`segment`]), written by a thread of its own ([`writer`]). Entries
+//! stay in memory until they are applied; the rest is read back from the files.
+
+mod files;
+mod record;
+mod scan;
+mod segment;
+mod space;
+mod state_file;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use tokio::sync::{mpsc, oneshot};
+
+use self::files::Files;
+use self::state_file::StateFile;
+use self::writer::{Answer, Command, Pending, Writer};
+use super::StoreError;
+use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
+
+pub(super) use self::space::{Promise, Space};
+
+/// Writes under way; openraft itself waits for each, so this is never reached.
+const COMMANDS_MAX: usize = 64;
+
+/// What the thread that writes, those who read and those who ask share.
+pub(super) struct Shared {
+    files: Mutex<Files>,
+    /// Entries that were appended and not yet applied, without gaps.
+    recent: Mutex<VecDeque<Entry>>,
+    /// Index + 1 of the last entry that is known to be committed.
+    committed_next: AtomicU64,
+    fsyncs: AtomicU64,
+}
+
+impl Shared {
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Entry>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn capacity(&self) -> u64 {
+        self.files().capacity
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.files().dir.clone()
+    }
+
+    pub fn fsyncs(&self) -> u64 {
+        self.fsyncs.load(Ordering::Relaxed)
+    }
+
+    /// Of the records in the log's files.
+    pub fn bytes(&self) -> u64 {
+        self.files().bytes()
+    }
+
+    pub fn last_index(&self) -> u64 {
+        self.files().last().map_or(0, |last| last.index)
+    }
+
+    /// The entry up to which the log was purged: a snapshot must reach it.
+    pub fn purged(&self) -> Option<LogId> {
+        self.files().purged
+    }
+
+    /// Forgets the entries in memory up to this one: from now on they are read from the disk.
+    pub fn applied(&self, index: u64) {
+        let mut recent = self.recent();
+        while recent.front().is_some_and(|entry| entry.log_id.index <= index) {
+            recent.pop_front();
+        }
+        if recent.is_empty() {
+            recent.shrink_to(COMMANDS_MAX);
+        }
+    }
+
+    /// The entries of `[from, to)` that there are.
+    fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = Vec::new();
+        for index in from..to {
+            let Some((file, path, place)) = self.files().find(index) else { break };
+            entries.push(segment::read_entry(&file, &path, &place)?);
+        }
+        Ok(entries)
+    }
+}
+
+/// openraft's handle of the log.
+pub(super) struct Log {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+}
+
+/// Reads entries, beside the log's writing.
+#[derive(Clone)]
+pub(super) struct LogReader(Arc<Shared>);
+
+pub(super) struct OpenedLog {
+    pub log: Log,
+    pub shared: Arc<Shared>,
+    /// Ends when the log is dropped.
+    pub thread: JoinHandle<()>,
+}
+
+impl Log {
+    /// Reads the whole log once; blocks.
+    pub fn open(
+        dir: PathBuf,
+        segment_bytes: u64,
+        fsync_delay: Option<Duration>,
+    ) -> Result<OpenedLog, StoreError> {
+        let fresh = !has_segments(&dir)?;
+        let state = StateFile::open(&dir, fresh)?;
+        let (files, committed_next) = Files::open(&dir, segment_bytes, state.state().purged)?;
+        let purged = files.purged;
+        let committed = committed_next
+            .checked_sub(1)
+            .and_then(|index| files.find(index))
+            .map(|(_, _, place)| place.log_id)
+            .max(purged);
+        let shared = Arc::new(Shared {
+            files: Mutex::new(files),
+            recent: Mutex::default(),
+            committed_next: AtomicU64::new(committed_next),
+            fsyncs: AtomicU64::new(0),
+        });
+        let vote = state.state().vote;
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let buffer = Vec::new();
+        let writer = Writer { shared: shared.clone(), state, fsync_delay, broken: None, buffer };
+        let thread = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || writer.run(receiver))
+            .map_err(StoreError::io("start the thread of", &dir))?;
+        let log = Self { shared: shared.clone(), commands, vote, committed };
+        Ok(OpenedLog { log, shared, thread })
+    }
+
+    async fn ask(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), StorageError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || storage_error(&io::Error::other("the log's thread has ended"));
+        self.commands.send(command(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?.map_err(|error| storage_error(&error))
+    }
+}
+
+fn has_segments(dir: &std::path::Path) -> Result<bool, StoreError> {
+    let mut entries = std::fs::read_dir(dir).map_err(StoreError::io("list", dir))?;
+    Ok(entries.any(|entry| {
+        entry.is_ok_and(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| segment::Segment::number_of(name).is_some())
+        })
+    }))
+}
+
+impl RaftLogReader<Types> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let from = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => self.0.purged().map_or(0, |purged| purged.index + 1),
+        };
+        let to = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (first_recent, recent) = {
+            let recent = self.0.recent();
+            let first = recent.front().map_or(u64::MAX, |entry| entry.log_id.index);
+            let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
+            let wanted = recent.iter().skip(skip).take_while(|entry| entry.log_id.index < to);
+            (first, wanted.cloned().collect::<Vec<_>>())
+        };
+        let to_stored = to.min(first_recent);
+        if from >= to_stored {
+            return Ok(recent);
+        }
+        let shared = self.0.clone();
+        let mut entries = tokio::task::spawn_blocking(move || shared.read(from, to_stored))
+            .await
+            .map_err(|error| storage_error(&error))?
+            .map_err(|error| storage_error(&error))?;
+        entries.extend(recent);
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        LogReader(self.shared.clone()).try_get_log_entries(range).await
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
+        let files = self.shared.files();
+        Ok(LogState { last_purged_log_id: files.purged, last_log_id: files.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader(self.shared.clone())
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let saved = *vote;
+        self.ask(|answer| Command::SaveVote(saved, answer)).await?;
+        self.vote = Some(saved);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        Ok(self.vote)
+    }
+
+    /// Costs nothing: it is written with the next record.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        let next = committed.map_or(0, |committed| committed.index + 1);
+        self.shared.committed_next.store(next, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, done: LogFlushed<Types>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut records = Vec::new();
+        let mut recent = Vec::new();
+        for entry in entries {
+            let (kind, payload) =
+                record::encode_payload(&entry).map_err(|error| storage_error(&error))?;
+            records.push(Pending { log_id: entry.log_id, kind, payload });
+            recent.push(entry);
+        }
+        self.shared.recent().extend(recent);
+        let gone = || storage_error(&io::Error::other("the log's thread has ended"));
+        self.commands.send(Command::Append { records, done }).await.map_err(|_| gone())
+    }
+
+    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
+        self.shared.recent().retain(|entry| entry.log_id.index < since.index);
+        self.ask(|answer| Command::Truncate(since.index, answer)).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        self.ask(|answer| Command::Purge(upto, answer)).await
+    }
+}

@@ -1,0 +1,302 @@
+//! The state machine: applies what is committed, publishes the state and its changes, and answers
+//! those who wait for verdicts.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use openraft::storage::{RaftStateMachine, Snapshot as RaftSnapshot};
+use openraft::{AnyError, BasicNode, EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::{StorageIOError, StoredMembership};
+use timonier_master_core::snapshot::Snapshot;
+use tokio::sync::Notify;
+
+use super::changes::Ring;
+use super::raft::{
+    Batch, Entry, LogId, Membership, NodeId, SnapshotMeta, StorageError, Types, Verdict,
+    storage_error,
+};
+use super::snapshot_file::{self, Current};
+use super::{Committed, StoreError, log};
+
+/// The state with its place in the log.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub snapshot: Snapshot,
+    pub last_applied: Option<LogId>,
+    pub membership: Membership,
+}
+
+/// What was applied since the last snapshot, or how much of it makes a new one due.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Amount {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+/// What readers, the snapshotter and openraft's handles share.
+pub struct Shared {
+    state: RwLock<State>,
+    pub ring: Ring,
+    pub dir: PathBuf,
+    pub cluster_id: String,
+    log: Arc<log::Shared>,
+    current: Mutex<Option<Current>>,
+    since: Mutex<Amount>,
+    limit: Amount,
+    /// A snapshot may be due.
+    pub due: Notify,
+    pub snapshots: AtomicU64,
+}
+
+impl Shared {
+    pub fn new(
+        state: State,
+        current: Option<Current>,
+        dir: PathBuf,
+        cluster_id: String,
+        log: Arc<log::Shared>,
+        limit: Amount,
+    ) -> Self {
+        Self {
+            ring: Ring::new(state.snapshot.revision),
+            state: RwLock::new(state),
+            dir,
+            cluster_id,
+            log,
+            current: Mutex::new(current),
+            since: Mutex::default(),
+            limit,
+            due: Notify::new(),
+            snapshots: AtomicU64::new(0),
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).snapshot.clone()
+    }
+
+    fn publish(&self, state: State) {
+        let before = std::mem::replace(
+            &mut *self.state.write().unwrap_or_else(PoisonError::into_inner),
+            state,
+        );
+        // Freed outside the lock: it may be the last owner of many objects.
+        drop(before);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn since(&self) -> MutexGuard<'_, Amount> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, entries: u64, bytes: u64) {
+        let due = {
+            let mut since = self.since();
+            since.entries += entries;
+            since.bytes += bytes;
+            since.entries >= self.limit.entries || since.bytes >= self.limit.bytes
+        };
+        if due {
+            self.due.notify_one();
+        }
+    }
+
+    /// Begins to count anew, if a snapshot is due; answers what was counted.
+    pub fn take_due(&self) -> Option<Amount> {
+        let mut since = self.since();
+        let due = since.entries >= self.limit.entries || since.bytes >= self.limit.bytes;
+        due.then(|| std::mem::take(&mut *since))
+    }
+
+    /// Writes the state as it is now to a file, which replaces the one before. Blocks.
+    pub fn write_snapshot(&self) -> io::Result<Current> {
+        let current = snapshot_file::write(&self.dir, &self.cluster_id, &self.state())?;
+        self.install(current.clone());
+        Ok(current)
+    }
+
+    fn install(&self, newer: Current) {
+        let path = newer.path.clone();
+        *self.current() = Some(newer);
+        snapshot_file::remove_older(&self.dir, &path);
+        self.snapshots.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn open_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
+        let Some(current) = self.current().clone() else { return Ok(None) };
+        let file = tokio::fs::File::open(&current.path).await.map_err(|error| {
+            let signature = Some(current.meta.signature());
+            StorageError::from(StorageIOError::read_snapshot(signature, AnyError::new(&error)))
+        })?;
+        Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
+    }
+}
+
+/// The one writer of the state.
+pub struct Machine {
+    shared: Arc<Shared>,
+    state: State,
+}
+
+impl Machine {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let state = shared.state();
+        Self { shared, state }
+    }
+
+    fn apply_batch(&mut self, batch: &Batch) -> Vec<Verdict> {
+        let bytes = batch.encoded.len() / batch.txns.len().max(1);
+        let wanted = batch.waiting.is_some();
+        let mut verdicts = Vec::with_capacity(if wanted { batch.txns.len() } else { 0 });
+        let snapshot = &mut self.state.snapshot;
+        for txn in batch.txns.iter() {
+            let applied = snapshot.apply(txn);
+            if wanted {
+                verdicts.push(match &applied {
+                    Ok(applied) => Ok(Committed {
+                        revision: applied.revision,
+                        objects: (txn.ops.iter())
+                            .map(|op| snapshot.object(&op.key()).cloned())
+                            .collect(),
+                        repeated: applied.repeated,
+                    }),
+                    Err(rejection) => Err(rejection.clone().into()),
+                });
+            }
+            if let Ok(applied) = applied
+                && !applied.changes.is_empty()
+            {
+                self.shared.ring.add(applied.changes, bytes);
+            }
+        }
+        verdicts
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId>, StoredMembership<NodeId, BasicNode>), StorageError> {
+        Ok((self.state.last_applied, self.state.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<()>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut answers = Vec::new();
+        let mut bytes = 0;
+        let mut results = Vec::new();
+        for entry in entries {
+            self.state.last_applied = Some(entry.log_id);
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(batch) => {
+                    bytes += batch.encoded.len() as u64;
+                    let verdicts = self.apply_batch(&batch);
+                    answers.extend(batch.waiting.map(|waiting| (waiting, verdicts)));
+                }
+                EntryPayload::Membership(members) => {
+                    self.state.membership = Membership::new(Some(entry.log_id), members);
+                }
+            }
+            results.push(());
+        }
+        self.shared.publish(self.state.clone());
+        self.shared.ring.publish();
+        for (waiting, verdicts) in answers {
+            waiting.answer(verdicts);
+        }
+        if let Some(last) = self.state.last_applied {
+            self.shared.log.applied(last.index);
+        }
+        self.shared.count(results.len() as u64, bytes);
+        Ok(results)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder(self.shared.clone())
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<tokio::fs::File>, StorageError> {
+        let path = self.shared.dir.join("receiving.tmp");
+        let file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(path)
+            .await
+            .map_err(|error| storage_error(&error))?;
+        Ok(Box::new(file))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<tokio::fs::File>,
+    ) -> Result<(), StorageError> {
+        snapshot.sync_all().await.map_err(|error| storage_error(&error))?;
+        let dir = self.shared.dir.clone();
+        let cluster_id = self.shared.cluster_id.clone();
+        let installing = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
+            let received = dir.join("receiving.tmp");
+            let (meta, snapshot) = snapshot_file::load(&received, &cluster_id)?;
+            let state = State {
+                snapshot,
+                last_applied: meta.last_log_id,
+                membership: meta.last_membership,
+            };
+            let current = snapshot_file::write(&dir, &cluster_id, &state)
+                .map_err(StoreError::io("write a snapshot to", &dir))?;
+            std::fs::remove_file(&received).map_err(StoreError::io("remove", &received))?;
+            Ok((current, state))
+        });
+        let (mut current, state) = installing
+            .await
+            .map_err(|error| storage_error(&error))?
+            .map_err(|error| storage_error(&error))?;
+        current.meta = meta.clone();
+        self.state = state;
+        self.shared.install(current);
+        self.shared.publish(self.state.clone());
+        self.shared.ring.restart(self.state.snapshot.revision);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
+        self.shared.open_current().await
+    }
+}
+
+/// Hands openraft the snapshot that the snapshotter has written: writing one here could fail, and
+/// openraft would stop for that.
+pub struct Builder(Arc<Shared>);
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    async fn build_snapshot(&mut self) -> Result<RaftSnapshot<Types>, StorageError> {
+        if let Some(current) = self.0.open_current().await? {
+            return Ok(current);
+        }
+        let shared = self.0.clone();
+        let written = tokio::task::spawn_blocking(move || shared.write_snapshot());
+        written
+            .await
+            .map_err(|error| storage_error(&error))?
+            .map_err(|error| storage_error(&error))?;
+        let missing = || storage_error(&io::Error::other("the snapshot was not installed"));
+        self.0.open_current().await?.ok_or_else(missing)
+    }
+}

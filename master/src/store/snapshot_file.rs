@@ -1,0 +1,232 @@
+//! A snapshot of the state as one file: a line of JSON that says what is in it, a line an object, a
+//! line a remembered transaction, and a last line with the checksum of all before.
+//!
+//! When and of what one is made is [`super::snapshotter`]'s.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::Object;
+
+use super::StoreError;
+use super::folder::sync_folder;
+use super::machine::State;
+use super::raft::SnapshotMeta;
+
+const FORMAT: &str = "timonier snapshot 1";
+const SUFFIX: &str = ".snapshot";
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// The snapshot that stands for the purged part of the log.
+#[derive(Debug, Clone)]
+pub struct Current {
+    pub meta: SnapshotMeta,
+    pub path: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    format: String,
+    cluster_id: String,
+    meta: SnapshotMeta,
+    revision: u64,
+    objects: u64,
+    answered: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tail {
+    /// Of every byte before this line.
+    crc32: u32,
+}
+
+/// What identifies the snapshot of a state.
+pub fn meta_of(state: &State) -> SnapshotMeta {
+    let last = state.last_applied;
+    SnapshotMeta {
+        last_log_id: last,
+        last_membership: state.membership.clone(),
+        snapshot_id: last
+            .map_or_else(|| "0".to_owned(), |id| format!("{}-{}", id.leader_id.term, id.index)),
+    }
+}
+
+fn path_of(dir: &Path, meta: &SnapshotMeta) -> PathBuf {
+    let (index, term) = meta.last_log_id.map_or((0, 0), |id| (id.index, id.leader_id.term));
+    dir.join(format!("{index:020}-{term}{SUFFIX}"))
+}
+
+/// On the disk, whole, when this returns.
+pub fn write(dir: &Path, cluster_id: &str, state: &State) -> io::Result<Current> {
+    let meta = meta_of(state);
+    let path = path_of(dir, &meta);
+    let temporary = path.with_extension("tmp");
+    let result = write_to(&temporary, cluster_id, &meta, &state.snapshot)
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .and_then(|()| sync_folder(dir));
+    if let Err(error) = result {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    Ok(Current { meta, path })
+}
+
+fn write_to(
+    path: &Path,
+    cluster_id: &str,
+    meta: &SnapshotMeta,
+    snapshot: &Snapshot,
+) -> io::Result<()> {
+    let mut out = Summed {
+        out: BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?),
+        crc: crc32fast::Hasher::new(),
+    };
+    let head = Head {
+        format: FORMAT.to_owned(),
+        cluster_id: cluster_id.to_owned(),
+        meta: meta.clone(),
+        revision: snapshot.revision,
+        objects: snapshot.len() as u64,
+        answered: snapshot.answered().count() as u64,
+    };
+    out.line(&head)?;
+    for object in snapshot.all_objects() {
+        out.line(object)?;
+    }
+    for answered in snapshot.answered() {
+        out.line(&answered)?;
+    }
+    let tail = Tail { crc32: out.crc.clone().finalize() };
+    out.line(&tail)?;
+    out.out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+struct Summed {
+    out: BufWriter<File>,
+    crc: crc32fast::Hasher,
+}
+
+impl Summed {
+    fn line(&mut self, value: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        self.crc.update(&line);
+        self.out.write_all(&line)
+    }
+}
+
+/// The newest one in the folder with its state; removes what is older or was left half written.
+pub fn load_newest(dir: &Path, cluster_id: &str) -> Result<Option<(Current, State)>, StoreError> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let path = entry.map_err(StoreError::io("list", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.ends_with(SUFFIX) {
+            paths.push(path);
+        } else {
+            std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    paths.sort_unstable();
+    let Some(path) = paths.pop() else { return Ok(None) };
+    let (meta, snapshot) = load(&path, cluster_id)?;
+    remove(&paths);
+    let state = State {
+        snapshot,
+        last_applied: meta.last_log_id,
+        membership: meta.last_membership.clone(),
+    };
+    Ok(Some((Current { meta, path }, state)))
+}
+
+/// Snapshots that a newer one stands for; that one is left over does no harm.
+pub fn remove(paths: &[PathBuf]) {
+    for path in paths {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!(file = %path.display(), %error, "an old snapshot could not be removed");
+        }
+    }
+}
+
+/// Every older one than `current`.
+pub fn remove_older(dir: &Path, current: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let older: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension().is_some_and(|e| e == "snapshot") && path.as_path() < current
+        })
+        .collect();
+    remove(&older);
+}
+
+pub fn load(path: &Path, cluster_id: &str) -> Result<(SnapshotMeta, Snapshot), StoreError> {
+    let file = File::open(path).map_err(StoreError::io("open", path))?;
+    let mut lines = Lines {
+        path,
+        reader: BufReader::with_capacity(BUFFER_BYTES, file),
+        crc: crc32fast::Hasher::new(),
+        offset: 0,
+        line: Vec::new(),
+    };
+    let head: Head = lines.next()?;
+    if head.format != FORMAT {
+        return Err(lines.corrupt(format!("its format is {:?}, not {FORMAT:?}", head.format)));
+    }
+    if cluster_id != head.cluster_id {
+        return Err(lines.corrupt(format!("it is of another cluster, {}", head.cluster_id)));
+    }
+    let mut objects = Vec::new();
+    for _ in 0..head.objects {
+        objects.push(lines.next::<Object>()?);
+    }
+    let mut answered = Vec::new();
+    for _ in 0..head.answered {
+        answered.push(lines.next::<(String, u64)>()?);
+    }
+    let crc = lines.crc.clone().finalize();
+    let tail: Tail = lines.next()?;
+    if tail.crc32 != crc {
+        return Err(lines.corrupt("its checksum does not match".to_owned()));
+    }
+    Ok((head.meta, Snapshot::rebuild(head.revision, objects, answered)))
+}
+
+struct Lines<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    crc: crc32fast::Hasher,
+    /// Where `line` begins.
+    offset: u64,
+    line: Vec<u8>,
+}
+
+impl Lines<'_> {
+    fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, StoreError> {
+        self.offset += self.line.len() as u64;
+        self.line.clear();
+        self.reader.read_until(b'\n', &mut self.line).map_err(StoreError::io("read", self.path))?;
+        if self.line.last() != Some(&b'\n') {
+            return Err(self.corrupt("it ends too early".to_owned()));
+        }
+        self.crc.update(&self.line);
+        serde_json::from_slice(&self.line).map_err(|error| self.corrupt(error.to_string()))
+    }
+
+    fn corrupt(&self, why: String) -> StoreError {
+        StoreError::Corrupt {
+            what: "snapshot",
+            path: self.path.to_owned(),
+            offset: self.offset,
+            index: None,
+            why,
+            hint: "restore the data folder from a backup; the log before the snapshot is gone, so \
+                   it cannot be made again"
+                .to_owned(),
+        }
+    }
+}
