@@ -6,3 +6,6 @@ pub mod runtime;
 pub mod pods;
 pub mod probes;
 pub mod volumes;
+pub mod latency;
+pub mod streams;
+pub mod telemetry;
