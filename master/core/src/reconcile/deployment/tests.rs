@@ -275,7 +275,7 @@ fn bound() -> impl Strategy<Value = serde_json::Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Whatever happens, and in whatever order the loops and the agents get to work: the linter
     /// finds no fault, everything comes to rest, and then the deployment is what its spec says.
@@ -356,7 +356,7 @@ proptest! {
 /// The loops and single agents take steps in random order.
 fn interleave(cluster: &mut Cluster, random: &mut Random, steps: usize) {
     for _ in 0..steps {
-        if random.next_u64() % 4 != 0 {
+        if !random.next_u64().is_multiple_of(4) {
             cluster.step();
             continue;
         }

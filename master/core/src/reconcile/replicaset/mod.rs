@@ -16,6 +16,7 @@ use timonier_proto::{Kind, Kinded, ObjectKey};
 
 use super::record::Recorder;
 use super::{OPS_PER_PLAN_MAX, Reconciler};
+use crate::admission::qos_class;
 use crate::hash::{Random, name_suffix};
 use crate::object::{
     available_at, controller_of, controller_reference, end_pod, is_active, is_ending, is_ready,
@@ -228,8 +229,12 @@ impl<'a> Activation<'a> {
                 owner_references: Some(vec![controller_reference(self.set)]),
                 ..Default::default()
             },
+            status: Some(PodStatus {
+                phase: Some("Pending".to_owned()),
+                qos_class: Some(qos_class(template.spec.as_ref()).to_owned()),
+                ..Default::default()
+            }),
             spec: template.spec,
-            status: Some(PodStatus { phase: Some("Pending".to_owned()), ..Default::default() }),
         }
     }
 
