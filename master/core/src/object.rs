@@ -134,11 +134,11 @@ pub fn controller_reference<T: Kinded>(owner: &T) -> OwnerReference {
 pub fn end_pod(pod: &Pod, now: Timestamp) -> Option<Op> {
     let key = key_of(pod);
     let uid = pod.metadata.uid.clone();
+    if is_ending(&pod.metadata) && node_of(pod).is_some() {
+        return None;
+    }
     if node_of(pod).is_none() || is_finished(pod) {
         return Some(Op::Remove { key, uid });
-    }
-    if is_ending(&pod.metadata) {
-        return None;
     }
     let grace_seconds = pod
         .spec

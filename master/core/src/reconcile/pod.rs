@@ -2,11 +2,11 @@
 //! that is no more; and the oldest of the finished ones, once there are too many.
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use timonier_proto::{Kind, ObjectKey};
+use timonier_proto::{Kind, Object, ObjectKey};
 
 use super::record::Recorder;
 use super::{OPS_PER_PLAN_MAX, Reconciler};
-use crate::object::{is_ending, is_finished, key_of, node_of};
+use crate::object::{is_ending, is_finished, key_of, node_of, node_ready_status};
 use crate::op::{Change, Op};
 use crate::snapshot::Snapshot;
 use crate::world::{Plan, World};
@@ -42,7 +42,15 @@ impl Reconciler for PodLoop {
                 }
                 Vec::new()
             }
-            Kind::Node if change.after.is_none() => {
+            Kind::Node => {
+                let ready = |o: &Option<Object>| {
+                    o.as_ref()
+                        .and_then(|o| o.get::<Node>())
+                        .map(|n| node_ready_status(n).to_owned())
+                };
+                if change.after.is_some() && ready(&change.before) == ready(&change.after) {
+                    return Vec::new();
+                }
                 snapshot.pods_on(&change.key.name).map(|pod| key_of(&**pod)).collect()
             }
             _ => Vec::new(),
@@ -91,7 +99,13 @@ fn lingers(snapshot: &Snapshot, pod: &Pod) -> Option<Lingers> {
         Some(node) if snapshot.get::<Node>("", node).is_none() => {
             Some(Lingers::NodeGone(node.to_owned()))
         }
-        Some(_) => (is_ending(&pod.metadata) && is_finished(pod)).then_some(Lingers::Unheld),
+        // It ran to its end while it was being ended; an agent that answers says when nothing of it
+        // is left.
+        Some(node) => {
+            let is_away =
+                snapshot.get::<Node>("", node).is_none_or(|n| node_ready_status(n) == "Unknown");
+            (is_ending(&pod.metadata) && is_finished(pod) && is_away).then_some(Lingers::Unheld)
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Pod, Service};
 use serde_json::json;
-use timonier_proto::{Kind, ObjectKey};
+use timonier_proto::{Kind, Kinded, ObjectKey};
 
 use crate::harness::{Cluster, object};
 use crate::object::is_ending;
@@ -166,4 +166,23 @@ fn finished_pods_are_kept_up_to_a_bound() {
     }
     cluster.settle_wholly();
     assert_eq!(cluster.pods().len(), 1_000);
+}
+
+#[test]
+fn a_pod_that_finished_while_ending_waits_for_its_agents_word() {
+    let mut cluster = Cluster::with_nodes(9, 4);
+    cluster.deployment("web", 4, json!({}));
+    cluster.live(2);
+    let mut pod = Pod::clone(&cluster.pods()[0]);
+    let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
+    let key = crate::object::key_of(&pod);
+    mark(&mut cluster, key.clone());
+    pod.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
+    cluster.commit(Txn::of(vec![Op::ReplaceStatus(pod.into_object())])).unwrap();
+    cluster.settle_wholly();
+    assert!(cluster.snapshot.object(&key).is_some(), "its containers may still be there");
+    cluster.telemetry.nodes.get_mut(&node).unwrap().connected = false;
+    cluster.pass(10_000);
+    cluster.settle_wholly();
+    assert!(cluster.snapshot.object(&key).is_none(), "nobody will say so any more");
 }
