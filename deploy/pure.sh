@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly ALLOWED="timonier-proto imbl jiff k8s-openapi serde serde_json thiserror"
+readonly ALLOWED="timonier-proto imbl jiff k8s-openapi serde serde_json thiserror json-patch"
 readonly ACTING="tokio|mio|socket2|hyper|tonic|h2|tower|rustix|nix|async-std|smol|polling"
 
 status=0

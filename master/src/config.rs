@@ -8,6 +8,9 @@ use clap::Parser;
 use timonier_master_core::ipam::Range;
 use timonier_proto::{DEFAULT_CLUSTER_RANGE, DEFAULT_SERVICE_RANGE};
 
+/// The consensus tells of each step of its own; only its troubles are of interest.
+const LOG_DEFAULT: &str = "info,openraft=error";
+
 /// Timonier's master: the replicated object store, the control loops, and the door that agents and
 /// timonctl dial.
 #[derive(Debug, Clone, Parser)]
@@ -41,7 +44,7 @@ pub struct Config {
     #[arg(long, value_name = "MS", hide_short_help = true)]
     pub log_fsync_delay: Option<u64>,
     /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
     pub log: String,
 }
 
@@ -58,7 +61,7 @@ impl Config {
             heartbeat: Duration::from_secs(1),
             snapshot_every: 20_000,
             log_fsync_delay: None,
-            log: "info".to_owned(),
+            log: LOG_DEFAULT.to_owned(),
         }
     }
 }

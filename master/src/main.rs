@@ -1,8 +1,9 @@
 //! `timonier-master`: reads the command line, starts the master, and stops it when it is asked to.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use timonier_master::{Config, Master};
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,33 +14,36 @@ fn main() -> ExitCode {
     match run(Config::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // The messages have their causes in them.
+            tracing::error!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(config: Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log)
-        .with_context(|| format!("read the log filter {:?}", config.log));
-    let is_valid = filter.is_ok();
+    let filter = EnvFilter::try_new(&config.log);
+    let bad_filter = filter.as_ref().err().map(ToString::to_string);
     tracing_subscriber::fmt()
-        .with_env_filter(filter.as_ref().ok().cloned().unwrap_or_else(|| EnvFilter::new("info")))
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    if !is_valid {
-        filter?;
+    if let Some(why) = bad_filter {
+        bail!("read the log filter {:?}: {why}", config.log);
     }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("start the runtime")?
+        .map_err(|error| anyhow!("start the runtime: {error}"))?
         .block_on(until_stopped(config))
 }
 
 async fn until_stopped(config: Config) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| anyhow!("listen for SIGTERM: {error}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| anyhow!("listen for SIGINT: {error}"))?;
     let master = Master::start(config).await?;
     let failure = tokio::select! {
         _ = terminate.recv() => None,
