@@ -324,3 +324,6 @@ fn set_condition(status: &mut PodStatus, condition: PodCondition) {
     conditions.retain(|c| c.type_ != condition.type_);
     conditions.insert(0, condition);
 }
+
+#[cfg(test)]
+mod tests;

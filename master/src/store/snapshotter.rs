@@ -23,19 +23,17 @@ pub async fn run(shared: Arc<Shared>, raft: Raft, closing: CancellationToken) {
         }
         if let Some(amount) = shared.take_due() {
             tracing::debug!(entries = amount.entries, bytes = amount.bytes, "a snapshot is due");
-            tokio::select! {
-                () = closing.cancelled() => return,
-                () = write(&shared) => {}
-            }
-            if raft.trigger().snapshot().await.is_err() {
+            let written = write(&shared, &closing).await;
+            if !written || raft.trigger().snapshot().await.is_err() {
                 return;
             }
         }
     }
 }
 
-/// Until it worked.
-async fn write(shared: &Arc<Shared>) {
+/// Until it worked, or `closing`. What has begun is waited for: the folder may be opened again right
+/// after.
+async fn write(shared: &Arc<Shared>, closing: &CancellationToken) -> bool {
     let mut retry = RETRY_MIN;
     loop {
         let begun = Instant::now();
@@ -48,7 +46,7 @@ async fn write(shared: &Arc<Shared>) {
                     index, took_ms = begun.elapsed().as_millis(), file = %current.path.display(),
                     "wrote a snapshot"
                 );
-                return;
+                return true;
             }
             Ok(Err(error)) => tracing::warn!(
                 %error, dir = %shared.dir.display(), retry_ms = retry.as_millis(),
@@ -56,7 +54,10 @@ async fn write(shared: &Arc<Shared>) {
             ),
             Err(error) => tracing::error!(%error, "writing the snapshot ended early"),
         }
-        tokio::time::sleep(retry).await;
+        tokio::select! {
+            () = closing.cancelled() => return false,
+            () = tokio::time::sleep(retry) => {}
+        }
         retry = (retry * 2).min(RETRY_MAX);
     }
 }

@@ -67,7 +67,10 @@ async fn a_full_disk(snapshot_entries: u64) {
     assert!(store.status().refusing.is_some());
     assert_there(&store, &acknowledged);
     store.linearize().await.unwrap();
-    assert!(matches!(store.commit(create("no", "")).await, Err(CommitError::StorageFailure(_))));
+    assert!(matches!(
+        store.commit(create("no", &"x".repeat(64 << 10))).await,
+        Err(CommitError::StorageFailure(_))
+    ));
     store.shutdown().await.unwrap();
 
     // A restart on the full disk: it serves, and still refuses to write.

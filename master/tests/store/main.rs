@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod disk_full;
 mod snapshots;
+mod speed;
 
 use std::collections::BTreeMap;
 use std::path::Path;
