@@ -19,7 +19,7 @@ spec:
 async fn every_refusal_names_the_object_the_field_and_the_reason() -> Result<()> {
     let cluster = Cluster::start(Options::default()).await?;
     let cases: &[(&str, String, &[&str])] = &[
-        ("malformed YAML", "kind: [Pod\n".into(), &["line"]),
+        ("malformed YAML", "kind: [Pod\n".into(), &["standard input:1:7", "bracket"]),
         ("no kind", "apiVersion: v1\nmetadata: {name: x}\n".into(), &["kind"]),
         ("unknown kind", GOOD.replace("Deployment", "Deploiment"), &["Deploiment", "apps/v1"]),
         ("unknown version", GOOD.replace("apps/v1", "apps/v9"), &["apps/v9"]),
