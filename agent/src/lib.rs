@@ -1,11 +1,15 @@
-// NOTE from lead to helper session (remove when read): agent2 writes agent/src/{telemetry,latency,streams}; you write session/, main.rs, config.rs and the master side. See agent/src/NOTE_FOR_SESSION.txt
-//! placeholder
+//! `timonier-agent`: runs a host's pods and tells the masters how they are.
+//!
+//! The edge: Docker, the kernel's network, files, clocks and sockets are here; what to do is decided
+//! in `timonier-agent-core`.
 
+pub mod config;
+pub mod latency;
 pub mod net;
-pub mod runtime;
 pub mod pods;
 pub mod probes;
-pub mod volumes;
-pub mod latency;
+pub mod runtime;
+pub mod session;
 pub mod streams;
 pub mod telemetry;
+pub mod volumes;

@@ -1,0 +1,196 @@
+//! What an agent is told on its command line.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use timonier_agent_core::net::bridge_name;
+use timonier_proto::{DEFAULT_MASTER_PORT, names, quantity};
+
+use crate::telemetry::{CapacityOptions, PODS_MAX_DEFAULT};
+
+/// Timonier's agent: runs this host's pods on Docker Engine and tells the masters how they and the
+/// host are. It opens no port; it dials out only.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "timonier-agent", version, args_conflicts_with_subcommands = true)]
+pub struct Config {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Option<RunConfig>,
+    /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
+    #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Removes everything of a node from this host: containers, links, tables, files. Its agent
+    /// must not be running.
+    Cleanup(HostConfig),
+}
+
+/// Which node this is, and where it keeps its things.
+#[derive(Debug, Clone, Args)]
+pub struct HostConfig {
+    /// Name of this node, unique in the cluster.
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
+    pub node_name: String,
+    /// Folder of the pods' volumes and files; made when it does not exist.
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: PathBuf,
+    /// The pods' bridge, at most 15 characters. Default: made from the node's name.
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// Docker Engine's socket.
+    #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
+    pub docker_socket: PathBuf,
+}
+
+impl HostConfig {
+    pub fn bridge(&self) -> String {
+        self.bridge.clone().unwrap_or_else(|| bridge_name(&self.node_name))
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RunConfig {
+    #[command(flatten)]
+    pub host: HostConfig,
+    /// The masters; the port is 7443 where none is given.
+    #[arg(
+        long = "master",
+        value_name = "HOST[:PORT]",
+        value_delimiter = ',',
+        required = true,
+        env = "TIMONIER_MASTER"
+    )]
+    pub masters: Vec<String>,
+    /// Labels of the node, for node selectors.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Milliseconds between heartbeats, in place of what the master says.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(50..=60_000))]
+    pub heartbeat: Option<u32>,
+    /// Most pods on this node.
+    #[arg(long, value_name = "PODS", default_value_t = PODS_MAX_DEFAULT)]
+    pub max_pods: u32,
+    /// Address by which others reach this host. Default: that of the default route.
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// CPU kept back from pods, such as 100m.
+    #[arg(long, value_name = "CPU", default_value = "0", value_parser = millis)]
+    pub reserved_cpu: u64,
+    /// Memory kept back from pods, such as 256Mi.
+    #[arg(long, value_name = "MEMORY", default_value = "0", value_parser = bytes)]
+    pub reserved_memory: u64,
+    /// CPU to offer in place of the host's: several agents on one machine share it so.
+    #[arg(long, value_name = "CPU", value_parser = millis)]
+    pub cpu: Option<u64>,
+    /// Memory to offer in place of the host's.
+    #[arg(long, value_name = "MEMORY", value_parser = bytes)]
+    pub memory: Option<u64>,
+}
+
+impl RunConfig {
+    pub fn capacity(&self) -> CapacityOptions {
+        CapacityOptions {
+            cpu_millis: self.cpu,
+            memory_bytes: self.memory,
+            pods: Some(self.max_pods),
+            reserved_cpu_millis: self.reserved_cpu,
+            reserved_memory_bytes: self.reserved_memory,
+        }
+    }
+
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+
+    /// Each with its port.
+    pub fn masters(&self) -> Vec<String> {
+        self.masters.iter().map(|master| with_port(master.trim())).collect()
+    }
+}
+
+/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+fn with_port(master: &str) -> String {
+    let after_brackets = master.rsplit(']').next().unwrap_or(master);
+    if after_brackets.contains(':') {
+        master.to_owned()
+    } else {
+        format!("{master}:{DEFAULT_MASTER_PORT}")
+    }
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    names::dns_subdomain(text).map(|()| text.to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
+    names::label_key(key)?;
+    names::label_value(value)?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn millis(text: &str) -> Result<u64, String> {
+    quantity::parse_millis(text)
+        .map_err(|error| error.to_string())
+        .and_then(|millis| u64::try_from(millis).map_err(|_| "it cannot be negative".to_owned()))
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    quantity::parse_units(text)
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| u64::try_from(bytes).map_err(|_| "it cannot be negative".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_read() {
+        let config = Config::try_parse_from([
+            "timonier-agent",
+            "--master",
+            "m1,m2:9000,[::1]",
+            "--node-name",
+            "n1",
+            "--data-dir",
+            "d",
+            "--labels",
+            "disk=fast,zone=a",
+            "--reserved-memory",
+            "256Mi",
+            "--cpu",
+            "1500m",
+        ])
+        .unwrap();
+        let run = config.run.unwrap();
+        assert_eq!(run.masters(), ["m1:7443", "m2:9000", "[::1]:7443"]);
+        assert_eq!(run.labels()["disk"], "fast");
+        assert_eq!(run.capacity().reserved_memory_bytes, 256 << 20);
+        assert_eq!(run.capacity().cpu_millis, Some(1500));
+        assert_eq!(run.host.bridge(), "tim-n1");
+    }
+
+    #[test]
+    fn cleanup_needs_no_master() {
+        let args =
+            ["timonier-agent", "cleanup", "--node-name", "n1", "--data-dir", "d", "--bridge", "b"];
+        let config = Config::try_parse_from(args).unwrap();
+        let Some(Command::Cleanup(host)) = config.command else { panic!("{config:?}") };
+        assert_eq!(host.bridge(), "b");
+        for args in [
+            vec!["timonier-agent", "--node-name", "n1", "--data-dir", "d"],
+            vec!["timonier-agent", "--master", "m", "--node-name", "N 1", "--data-dir", "d"],
+            vec!["timonier-agent"],
+        ] {
+            let parsed = Config::try_parse_from(args.clone());
+            assert!(parsed.is_err() || parsed.is_ok_and(|c| c.run.is_none()), "{args:?}");
+        }
+    }
+}

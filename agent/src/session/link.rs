@@ -1,0 +1,242 @@
+//! One connected session, from the Hello to whatever ends it.
+//!
+//! Heartbeats, statuses, events, latencies and what the master says run beside each other in one
+//! task: none of them waits for another, but for the one queue to the master.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use timonier_proto::MESSAGE_BYTES_MAX;
+use timonier_proto::v1::agent_client::AgentClient;
+use timonier_proto::v1::agent_message::Message as Up;
+use timonier_proto::v1::master_message::Message as Down;
+use timonier_proto::v1::{
+    AgentMessage, Events, LatencyBeats, MasterMessage, OpenStream, PodStatuses, Welcome,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Node, Ranges, Session};
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the master may take to register this node.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(15);
+/// A master that is silent is asked whether it is there…
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// …and given up after so long.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Messages on their way to the master.
+const OUTGOING_MESSAGES_MAX: usize = 16;
+/// Statuses in one batch, and batches that the master has not stored yet.
+const STATUSES_PER_BATCH_MAX: usize = 256;
+const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// Events in one message, and the time in which they are gathered.
+const EVENTS_PER_MESSAGE_MAX: usize = 128;
+const EVENTS_GATHER: Duration = Duration::from_millis(100);
+const HEARTBEAT_MS_MIN: u32 = 50;
+
+/// How a session ended.
+pub struct Ended {
+    /// The master had taken this node in.
+    pub welcomed: bool,
+    pub why: String,
+}
+
+type Outgoing = mpsc::Sender<AgentMessage>;
+
+pub async fn run(session: &Session, master: &str) -> Ended {
+    let opened = match open(session, master).await {
+        Ok(opened) => opened,
+        Err(why) => return Ended { welcomed: false, why },
+    };
+    let Opened { channel, outgoing, incoming, welcome } = opened;
+    tracing::info!(master, range = welcome.pod_range, "session opened");
+    let node = &session.node;
+    let period = session.config.heartbeat.unwrap_or_else(|| {
+        Duration::from_millis(welcome.heartbeat_ms.max(HEARTBEAT_MS_MIN).into())
+    });
+    let window = Semaphore::new(BATCHES_IN_FLIGHT_MAX);
+    node.begin_session();
+    // Starting may take its time; heartbeats say meanwhile why the node is not ready.
+    let begun = node.begin(Ranges::of(&welcome)).then(|()| std::future::pending::<String>());
+    let why = tokio::select! {
+        why = begun => why,
+        why = heartbeats(node, &outgoing, period) => why,
+        why = statuses(node, &outgoing, &window) => why,
+        why = events(node, &outgoing) => why,
+        why = beats(node, &outgoing) => why,
+        why = receive(session, incoming, channel, &window) => why,
+    };
+    Ended { welcomed: true, why }
+}
+
+struct Opened {
+    channel: Channel,
+    outgoing: Outgoing,
+    incoming: Streaming<MasterMessage>,
+    welcome: Welcome,
+}
+
+async fn open(session: &Session, master: &str) -> Result<Opened, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{master}"))
+        .map_err(|error| format!("not an address: {error}"))?
+        .connect_timeout(CONNECT_DEADLINE)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let channel =
+        endpoint.connect().await.map_err(|error| format!("cannot connect: {}", causes(&error)))?;
+    let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES_MAX);
+    let hello = AgentMessage { message: Some(Up::Hello(session.hello().await)) };
+    outgoing.try_send(hello).map_err(|_| "the queue to the master is full".to_owned())?;
+    let mut client = AgentClient::new(channel.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let welcomed = async {
+        let refused = |status: tonic::Status| format!("refused: {}", status.message());
+        let answer = client.session(ReceiverStream::new(messages)).await.map_err(refused)?;
+        let mut incoming = answer.into_inner();
+        match incoming.message().await.map_err(refused)?.and_then(|m| m.message) {
+            Some(Down::Welcome(welcome)) => Ok((incoming, welcome)),
+            _ => Err("did not begin with a welcome".to_owned()),
+        }
+    };
+    let (incoming, welcome) = timeout(WELCOME_DEADLINE, welcomed)
+        .await
+        .map_err(|_| format!("no welcome in {} s", WELCOME_DEADLINE.as_secs()))??;
+    Ok(Opened { channel, outgoing, incoming, welcome })
+}
+
+/// An error with what is behind it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// One each period, and one at once when the node gets ready or not ready.
+async fn heartbeats(node: &Node, outgoing: &Outgoing, period: Duration) -> String {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sequence = 0;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = node.readiness_changed() => {}
+        }
+        sequence += 1;
+        if let Err(why) = say(outgoing, Up::Heartbeat(node.heartbeat(sequence))).await {
+            return why;
+        }
+    }
+}
+
+async fn statuses(node: &Node, outgoing: &Outgoing, window: &Semaphore) -> String {
+    let running = node.started().await;
+    loop {
+        running.board.dirty().await;
+        let Ok(slot) = window.acquire().await else { return "closed".to_owned() };
+        let (batch, updates) = running.board.take(STATUSES_PER_BATCH_MAX);
+        if updates.is_empty() {
+            continue;
+        }
+        // Given back when the master has stored the batch.
+        slot.forget();
+        if let Err(why) = say(outgoing, Up::Statuses(PodStatuses { batch, updates })).await {
+            return why;
+        }
+    }
+}
+
+async fn events(node: &Node, outgoing: &Outgoing) -> String {
+    let running = node.started().await;
+    let mut events = running.events.lock().await;
+    loop {
+        let mut gathered = Vec::new();
+        if events.recv_many(&mut gathered, EVENTS_PER_MESSAGE_MAX).await == 0 {
+            return "the agent stops".to_owned();
+        }
+        sleep(EVENTS_GATHER).await;
+        while gathered.len() < EVENTS_PER_MESSAGE_MAX
+            && let Ok(event) = events.try_recv()
+        {
+            gathered.push(event);
+        }
+        if let Err(why) = say(outgoing, Up::Events(Events { events: gathered })).await {
+            return why;
+        }
+    }
+}
+
+async fn beats(node: &Node, outgoing: &Outgoing) -> String {
+    let running = node.started().await;
+    let mut beats = running.beats.lock().await;
+    while let Some(beats) = beats.recv().await {
+        if let Err(why) = say(outgoing, Up::Beats(LatencyBeats { beats })).await {
+            return why;
+        }
+    }
+    std::future::pending().await
+}
+
+async fn say(outgoing: &Outgoing, message: Up) -> Result<(), String> {
+    let message = AgentMessage { message: Some(message) };
+    outgoing.send(message).await.map_err(|_| "the connection broke".to_owned())
+}
+
+async fn receive(
+    session: &Session,
+    mut incoming: Streaming<MasterMessage>,
+    channel: Channel,
+    window: &Semaphore,
+) -> String {
+    let node = &session.node;
+    loop {
+        let message = match incoming.message().await {
+            Ok(Some(message)) => message.message,
+            Ok(None) => return "the session was closed".to_owned(),
+            Err(status) => return format!("the session broke: {}", status.message()),
+        };
+        match message {
+            Some(Down::Assignments(assignments)) => {
+                let running = node.started().await;
+                if let Err(error) = node.apply(&running, assignments).await {
+                    return error.to_string();
+                }
+            }
+            Some(Down::Stored(stored)) => {
+                if let Some(running) = node.running() {
+                    running.board.stored(stored.batch);
+                }
+                if window.available_permits() < BATCHES_IN_FLIGHT_MAX {
+                    window.add_permits(1);
+                }
+            }
+            Some(Down::Open(open)) => serve(session, open, channel.clone()),
+            Some(Down::Welcome(_)) | None => {}
+        }
+    }
+}
+
+fn serve(session: &Session, open: OpenStream, channel: Channel) {
+    let Ok(slot) = Arc::clone(&session.stream_slots).try_acquire_owned() else {
+        tracing::warn!(stream = open.stream_id, "too many streams are open, this one is refused");
+        return;
+    };
+    let streams = session.streams.clone();
+    tokio::spawn(async move {
+        streams.serve(open, channel).await;
+        drop(slot);
+    });
+}

@@ -1,0 +1,117 @@
+//! The agent's session with a master: dials, says who this is, and from then on tells how the host
+//! and its pods are, and does what it is assigned.
+//!
+//! It decides nothing about pods. Everything goes on running when no master is there.
+
+mod assigned;
+mod link;
+mod node;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use timonier_proto::v1::{Hello, NodeCapacity};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::streams::Streams;
+use crate::telemetry::HostFacts;
+
+pub use node::{Node, NodeConfig, NodeNetwork, Ranges, STATE_FILE, StartNetwork, start_network};
+
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Short, because a master that has just started calls a node lost after a few seconds of silence.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// The same failure is logged again only after so long.
+const LOG_AGAIN: Duration = Duration::from_secs(30);
+/// How long the engine may take to tell its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(3);
+/// Streams (logs, exec, …) served at the same time.
+const STREAMS_MAX: usize = 128;
+
+/// What a session tells of its node once, and how it reaches the masters.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// `host:port` of each; tried in turn.
+    pub masters: Vec<String>,
+    pub node_name: String,
+    /// Changes with each start of the agent.
+    pub agent_id: String,
+    /// By which others reach this host.
+    pub address: String,
+    pub capacity: NodeCapacity,
+    pub labels: BTreeMap<String, String>,
+    pub facts: HostFacts,
+    /// In place of what the master says.
+    pub heartbeat: Option<Duration>,
+}
+
+/// The one session of this agent, dialled again whenever it breaks.
+pub struct Session {
+    config: SessionConfig,
+    node: Node,
+    streams: Streams,
+    /// Streams outlive the session that opened them.
+    stream_slots: Arc<Semaphore>,
+}
+
+impl Session {
+    pub fn new(config: SessionConfig, node: Node) -> Self {
+        let finder = node.clone();
+        let find = Arc::new(move |uid: &str| finder.find(uid));
+        let streams = Streams::new(config.node_name.clone(), node.runtime().clone(), find);
+        Self { config, node, streams, stream_slots: Arc::new(Semaphore::new(STREAMS_MAX)) }
+    }
+
+    /// Dials masters in turn, for ever. Dropping it ends the session.
+    pub async fn run(&self) {
+        let mut delay = RETRY_FIRST;
+        let mut told: Option<(String, Instant)> = None;
+        for master in self.config.masters.iter().cycle() {
+            let ended = link::run(self, master).await;
+            if ended.welcomed {
+                delay = RETRY_FIRST;
+                told = None;
+            }
+            let text = format!("master {master}: {}", ended.why);
+            if told.as_ref().is_none_or(|(t, at)| *t != text || at.elapsed() > LOG_AGAIN) {
+                tracing::warn!("{text}; trying again");
+                told = Some((text, Instant::now()));
+            }
+            sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn hello(&self) -> Hello {
+        let config = &self.config;
+        let version = timeout(VERSION_DEADLINE, self.node.runtime().version()).await;
+        let runtime = match version {
+            Ok(Ok(version)) => format!("{}://{}", version.name, version.version),
+            _ => String::new(),
+        };
+        let running = self.node.running();
+        Hello {
+            node_name: config.node_name.clone(),
+            boot_id: config.facts.boot_id.clone(),
+            agent_id: config.agent_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: config.address.clone(),
+            capacity: Some(config.capacity),
+            labels: config.labels.clone().into_iter().collect(),
+            running_pod_uids: running
+                .iter()
+                .flat_map(|running| running.pods.running())
+                .map(|pod| pod.uid)
+                .collect(),
+            pod_range: running.map(|running| running.ranges.pod_range.clone()).unwrap_or_default(),
+            runtime,
+            kernel: config.facts.kernel.clone(),
+            os_image: config.facts.os_image.clone(),
+            architecture: config.facts.architecture.clone(),
+        }
+    }
+}
