@@ -40,6 +40,8 @@ impl Inner {
             self.propose(&snapshot, write, id.is_some(), &mut scope, &mut ops)
                 .map_err(|error| at(index, error))?;
         }
+        // An old state that is held makes the store copy what it changes.
+        drop(snapshot);
         let committed = self.store.commit(Txn { id, ops, preconditions: Vec::new() }).await?;
         Ok(CommitReply { revision: committed.revision })
     }
