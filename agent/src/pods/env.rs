@@ -16,7 +16,12 @@ pub(super) struct NodeFacts {
     pub(super) pod_ip: String,
     pub(super) cpu_millis: i64,
     pub(super) memory_bytes: i64,
+    /// The lowest out-of-memory score that this host lets us give.
+    pub(super) oom_score_min: i64,
 }
+
+/// Needed to give a score below 0; a host may itself be confined.
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 impl NodeFacts {
     /// Of this host; a pod's address comes later.
@@ -30,8 +35,16 @@ impl NodeFacts {
             cpu_millis: i64::try_from(cores * 1000).unwrap_or(i64::MAX),
             memory_bytes: i64::try_from(memory.totalram * u64::from(memory.mem_unit))
                 .unwrap_or(i64::MAX),
+            oom_score_min: if may_protect_from_oom() { -1000 } else { 0 },
         }
     }
+}
+
+fn may_protect_from_oom() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & CAP_SYS_RESOURCE != 0)
 }
 
 /// Variables in the order in which they were defined; a later one of the same name replaces the
@@ -261,6 +274,7 @@ mod tests {
             pod_ip: "10.244.0.5".into(),
             cpu_millis: 2000,
             memory_bytes: 1 << 30,
+            oom_score_min: 0,
         };
         environment(&compiled, &container, &facts).map(|env| env.lines())
     }

@@ -17,6 +17,8 @@ use crate::volumes;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// After a failure, when the engine may be away.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// An engine has done by then what it was asked before.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
 const CONCURRENT_REMOVALS_MAX: usize = 4;
 
 /// Stops a pod with the grace period that its labels name, and removes all of it. Tries until it
@@ -85,13 +87,21 @@ pub async fn cleanup(
     node: &str,
     data_dir: &Path,
 ) -> Result<usize, RuntimeError> {
-    let found = runtime.list(node).await?;
-    let count = found.len();
-    futures::stream::iter(found)
-        .map(|one| async move { runtime.remove(&one.id).await })
-        .buffer_unordered(CONCURRENT_REMOVALS_MAX)
-        .try_collect::<()>()
-        .await?;
+    let mut count = 0;
+    loop {
+        let found = runtime.list(node).await?;
+        if found.is_empty() {
+            break;
+        }
+        count += found.len();
+        futures::stream::iter(found)
+            .map(|one| async move { runtime.remove(&one.id).await })
+            .buffer_unordered(CONCURRENT_REMOVALS_MAX)
+            .try_collect::<()>()
+            .await?;
+        // An agent that was killed may have left the engine something to make.
+        sleep(SETTLE_INTERVAL).await;
+    }
     if let Ok(mut entries) = fs::read_dir(data_dir.join("pods")).await {
         while let Ok(Some(entry)) = entries.next_entry().await {
             let path = entry.path();

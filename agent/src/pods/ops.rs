@@ -155,7 +155,8 @@ impl Ops {
     async fn sandbox(&self, ip: Ipv4Addr) -> Result<String, Failure> {
         let image = self.shared.sandbox.get_or_try_init(|| self.sandbox_image()).await;
         let labels = self.labels(ContainerRole::Sandbox, "", 0, "", Some(ip));
-        let spec = sandbox_spec(&self.compiled, image.map_err(engine_failed)?, labels);
+        let spec =
+            sandbox_spec(&self.compiled, image.map_err(engine_failed)?, labels, &self.shared.facts);
         let _permit = self.shared.starts.acquire().await.ok();
         let runtime = &self.shared.runtime;
         let id = runtime.create(&spec).await.map_err(engine_failed)?;

@@ -17,6 +17,9 @@ use crate::volumes::{VolumePaths, mounts};
 
 /// Docker's smallest weight.
 const CPU_SHARES_MIN: i64 = 2;
+/// As the kubelet's: the last to die when the host runs out of memory.
+const OOM_SCORE_SANDBOX: i64 = -998;
+const OOM_SCORE_GUARANTEED: i64 = -997;
 /// The kernel's longest host name.
 const HOSTNAME_BYTES_MAX: usize = 63;
 /// Docker's least memory.
@@ -94,7 +97,7 @@ pub(super) fn container_spec(parts: &Parts<'_>) -> Result<ContainerSpec, String>
         },
         labels: parts.labels.to_map(),
         mounts: list,
-        limits: limits(container, parts.qos, parts.facts.memory_bytes),
+        limits: limits(container, parts.qos, parts.facts),
         read_only_root: security.read_only_root_filesystem == Some(true),
         privileged: security.privileged == Some(true),
         no_new_privileges: security.allow_privilege_escalation == Some(false),
@@ -117,6 +120,7 @@ pub(super) fn sandbox_spec(
     compiled: &CompiledPod,
     image: &str,
     labels: ContainerLabels,
+    facts: &NodeFacts,
 ) -> ContainerSpec {
     ContainerSpec {
         name: container_name(&labels),
@@ -125,7 +129,11 @@ pub(super) fn sandbox_spec(
         hostname: hostname(compiled),
         labels: labels.to_map(),
         read_only_root: true,
-        limits: Limits { cpu_shares: CPU_SHARES_MIN, oom_score: -998, ..Limits::default() },
+        limits: Limits {
+            cpu_shares: CPU_SHARES_MIN,
+            oom_score: OOM_SCORE_SANDBOX.max(facts.oom_score_min),
+            ..Limits::default()
+        },
         ..ContainerSpec::default()
     }
 }
@@ -203,7 +211,7 @@ fn capabilities(list: Option<&Vec<String>>) -> Vec<String> {
 }
 
 /// As the kubelet derives cgroup settings from requests and limits.
-fn limits(container: &Container, qos: &str, node_memory_bytes: i64) -> Limits {
+fn limits(container: &Container, qos: &str, facts: &NodeFacts) -> Limits {
     let resources = container.resources.clone().unwrap_or_default();
     let of = |list: &Option<std::collections::BTreeMap<_, _>>, name: &str| {
         list.as_ref().and_then(|list| list.get(name).cloned())
@@ -213,13 +221,13 @@ fn limits(container: &Container, qos: &str, node_memory_bytes: i64) -> Limits {
     let memory_limit = of(&resources.limits, "memory");
     let memory_request = of(&resources.requests, "memory").or_else(|| memory_limit.clone());
     let memory = units(memory_limit.as_ref());
-    let share = units(memory_request.as_ref()).saturating_mul(1000) / node_memory_bytes.max(1);
+    let share = units(memory_request.as_ref()).saturating_mul(1000) / facts.memory_bytes.max(1);
     Limits {
         cpu_millis: cpu_millis(cpu_limit.as_ref()),
         memory_bytes: if memory > 0 { memory.max(MEMORY_BYTES_MIN) } else { 0 },
         cpu_shares: (cpu_millis(cpu_request.as_ref()) * 1024 / 1000).max(CPU_SHARES_MIN),
         oom_score: match qos {
-            "Guaranteed" => -997,
+            "Guaranteed" => OOM_SCORE_GUARANTEED.max(facts.oom_score_min),
             "BestEffort" => 1000,
             _ => (1000 - share).clamp(3, 999),
         },

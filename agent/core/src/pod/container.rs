@@ -184,6 +184,11 @@ impl Container {
 
     // --- getting it to run ---
 
+    /// Number of the attempt that the next start is; one that did not come about is not counted.
+    fn next_attempt(&self) -> u32 {
+        self.attempt + u32::from(self.ever_ran)
+    }
+
     /// Asks for what is next, if it is time.
     pub(super) fn drive_start(&mut self, now: Timestamp, out: &mut Vec<Action>) {
         let due = match &self.state {
@@ -217,9 +222,8 @@ impl Container {
                 self.tell(false, "Pulled", message, out);
                 self.image_id = image_id;
                 self.pull_backoff = Backoff::first_waits();
-                self.attempt += u32::from(self.ever_ran);
                 self.state = State::Starting;
-                out.push(Action::Start { slot: self.slot, attempt: self.attempt });
+                out.push(Action::Start { slot: self.slot, attempt: self.next_attempt() });
             }
             Event::ImageFailed { kind, message, .. } if self.state == State::Image => {
                 self.image_failed(now, kind, message, out);
@@ -279,6 +283,7 @@ impl Container {
         let name = self.plan.name.clone();
         self.tell(false, "Created", format!("Created container: {name}"), out);
         self.tell(false, "Started", format!("Started container {name}"), out);
+        self.attempt = self.next_attempt();
         self.ever_ran = true;
         // The last dead one is kept, for `logs --previous`.
         while self.dead.len() > 1 {
@@ -318,6 +323,7 @@ impl Container {
             self.tell(true, "Failed", format!("Error: {message}"), out);
         }
         if kind == StartFailure::Start {
+            self.attempt = self.next_attempt();
             let reason = "StartError".to_owned();
             self.ended(Termination {
                 id: id.unwrap_or_default(),
@@ -333,8 +339,6 @@ impl Container {
             StartFailure::Unavailable => SignedDuration::from_secs(UNAVAILABLE_RETRY_S),
             _ => SignedDuration::from_secs(START_RETRY_S),
         };
-        // The attempt did not come about: the next try is still it.
-        self.attempt -= u32::from(self.ever_ran);
         self.state = State::StartBackOff { until: now + delay, kind, message };
         false
     }

@@ -132,8 +132,7 @@ impl PodState {
 
     /// Ids of everything of it that is or was a container, but for the sandbox.
     pub fn container_ids(&self) -> Vec<String> {
-        let all = self.init.iter().chain(&self.main);
-        all.flat_map(|c| c.dead.iter().chain(c.running().map(|r| &r.id)).cloned()).collect()
+        self.all().flat_map(|c| c.dead.iter().chain(c.running().map(|r| &r.id)).cloned()).collect()
     }
 
     pub(super) fn container(&self, slot: Slot) -> Option<&Container> {
@@ -148,6 +147,10 @@ impl PodState {
             Slot::Init(index) => self.init.get_mut(index),
             Slot::Main(index) => self.main.get_mut(index),
         }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Container> {
+        self.init.iter().chain(&self.main)
     }
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Container> {
@@ -172,6 +175,10 @@ impl PodState {
         }
         if let Stage::Stopping { deadline } = self.stage {
             self.stop_rest(now, deadline, &mut out);
+        }
+        // What the stage began may be due already.
+        for container in self.all_mut() {
+            container.drive_running(now, &mut out);
         }
         self.note_conditions(now);
         out
@@ -243,7 +250,7 @@ impl PodState {
     // --- getting up ---
 
     fn advance(&mut self, now: Timestamp, out: &mut Vec<Action>) {
-        let any_live = self.init.iter().chain(&self.main).any(Container::is_live);
+        let any_live = self.all().any(Container::is_live);
         match self.sandbox {
             Sandbox::Ready => {}
             Sandbox::Failed { until } if until > now => return,
@@ -258,38 +265,30 @@ impl PodState {
         if self.finish(now, out) {
             return;
         }
-        if !self.initialized {
-            self.initialized = self.advance_init(now, out);
-        } else {
-            for sidecar in self.init.iter_mut().filter(|c| c.plan.sidecar) {
-                sidecar.drive_start(now, out);
-            }
-        }
-        if self.initialized {
-            for container in &mut self.main {
-                container.drive_start(now, out);
-            }
+        self.initialized |= self.init_turn().is_none();
+        let may: Vec<Slot> = self.all().filter(|c| self.may_start(c)).map(|c| c.slot).collect();
+        for container in self.all_mut().filter(|c| may.contains(&c.slot)) {
+            container.drive_start(now, out);
         }
     }
 
-    /// One after another; true when all are through.
-    fn advance_init(&mut self, now: Timestamp, out: &mut Vec<Action>) -> bool {
-        let mut open = true;
-        for container in &mut self.init {
-            if !open {
-                break;
-            }
-            let complete = match &container.state {
-                State::Done(termination) => termination.exit_code == 0,
-                _ => false,
-            };
-            if complete {
-                continue;
-            }
-            container.drive_start(now, out);
-            open = container.plan.sidecar && container.running().is_some_and(|r| r.started());
+    /// The init container whose turn it is; none when all are through. A sidecar is through for
+    /// as long as it runs.
+    fn init_turn(&self) -> Option<usize> {
+        self.init.iter().position(|container| match &container.state {
+            State::Done(termination) => termination.exit_code != 0,
+            State::Running(running) => !(container.plan.sidecar && running.started()),
+            _ => true,
+        })
+    }
+
+    /// Whether `container` may be started now.
+    fn may_start(&self, container: &Container) -> bool {
+        match container.slot {
+            Slot::Main(_) => self.initialized,
+            Slot::Init(_) if self.initialized => container.plan.sidecar,
+            Slot::Init(index) => self.init_turn().is_some_and(|turn| index <= turn),
         }
-        open
     }
 
     /// Whether the pod's work is over; sidecars are stopped then.
@@ -301,12 +300,13 @@ impl PodState {
         let grace_s = self.plan.grace_s;
         for container in self.all_mut() {
             match container.state {
+                State::Running(_) if container.is_stopping_for_good() => {}
                 State::Running(_) => container.stop(now, StopReason::Delete, grace_s, out),
                 State::Starting => {}
                 _ => give_up(container),
             }
         }
-        if !self.init.iter().chain(&self.main).any(Container::is_live) {
+        if !self.all().any(Container::is_live) {
             self.stage = Stage::Finished;
             out.push(Action::ReleaseNetwork);
         }
@@ -371,7 +371,7 @@ impl PodState {
         }));
         let grace_s = self.plan.grace_s;
         for container in self.all_mut() {
-            container.stop(now, StopReason::Replace, grace_s, out);
+            container.sandbox_lost(now, grace_s, out);
         }
     }
 
@@ -443,7 +443,7 @@ impl PodState {
         let deadline = now + SignedDuration::from_secs(i64::from(grace_s));
         self.stage = Stage::Stopping { deadline };
         self.drop_waiting();
-        for container in self.init.iter().chain(&self.main) {
+        for container in self.all() {
             if container.running().is_some() {
                 let text = format!("Stopping container {}", container.plan.name);
                 out.push(Action::Tell(PodEvent {
@@ -470,7 +470,9 @@ impl PodState {
             let mut live = false;
             for container in self.all_mut().filter(|c| c.plan.sidecar == sidecars) {
                 live |= container.is_live();
-                container.stop(now, StopReason::Delete, grace_s, out);
+                if !container.is_stopping_for_good() {
+                    container.stop(now, StopReason::Delete, grace_s, out);
+                }
             }
             if live {
                 return;
@@ -508,9 +510,10 @@ impl PodState {
             _ => None,
         };
         let ready = self.sandbox == Sandbox::Ready && self.stage == Stage::Active;
-        let containers = self.init.iter().chain(&self.main).filter_map(|container| {
+        let containers = self.all().filter_map(|container| {
             let wake = container.next_wake()?;
-            (ready || container.running().is_some()).then_some(wake)
+            let counts = container.running().is_some() || (ready && self.may_start(container));
+            counts.then_some(wake)
         });
         own.into_iter().chain(containers).min()
     }

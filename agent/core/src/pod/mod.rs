@@ -13,6 +13,8 @@ mod plan;
 mod probe;
 mod running;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use jiff::Timestamp;
 

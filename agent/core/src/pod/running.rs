@@ -65,6 +65,11 @@ impl Container {
         }
     }
 
+    pub(super) fn is_stopping_for_good(&self) -> bool {
+        let stopping = self.running().and_then(|running| running.stopping.as_ref());
+        stopping.is_some_and(|stopping| stopping.why == StopReason::Delete)
+    }
+
     /// Begins to stop it, or brings the end nearer.
     pub(super) fn stop(
         &mut self,
@@ -83,6 +88,10 @@ impl Container {
                 stopping.why = why;
             }
             stopping.deadline = stopping.deadline.min(deadline);
+            if grace_s == 0 && !matches!(stopping.phase, StopPhase::Killed { .. }) {
+                stopping.phase = killed(now);
+                out.push(Action::Signal { slot, id, kill: true });
+            }
             return;
         }
         let phase = if grace_s == 0 {
@@ -111,7 +120,7 @@ impl Container {
         let plan = self.plan.clone();
         let Some(running) = self.running_mut(id) else { return };
         match hook {
-            Hook::PostStart => {
+            Hook::PostStart if running.post_start => {
                 running.post_start = false;
                 begin_probes(running, &plan, now);
                 if let Err(message) = result {
@@ -120,6 +129,7 @@ impl Container {
                     self.stop(now, StopReason::Unhealthy, grace_s, out);
                 }
             }
+            Hook::PostStart => {}
             Hook::PreStop => {
                 if let Some(stopping) = &mut running.stopping
                     && stopping.phase == StopPhase::PreStop
@@ -185,6 +195,16 @@ impl Container {
                 self.pull_backoff = Backoff::first_waits();
                 self.state = State::Waiting;
             }
+        }
+    }
+
+    /// What it runs in, or was to be started in, is gone.
+    pub(super) fn sandbox_lost(&mut self, now: Timestamp, grace_s: u32, out: &mut Vec<Action>) {
+        match self.state {
+            State::Running(_) => self.stop(now, StopReason::Replace, grace_s, out),
+            State::Starting => self.stale = Some(grace_s),
+            State::Image => self.state = State::Waiting,
+            _ => {}
         }
     }
 

@@ -220,8 +220,7 @@ impl PodState {
     fn container_status(&self, container: &Container) -> ContainerStatus {
         let running = container.running();
         let id = running.map(|r| r.id.as_str()).or(container.last.as_ref().map(|t| t.id.as_str()));
-        let is_current = matches!(container.state, State::Done(_));
-        let last = container.last.as_ref().filter(|_| !is_current || container.attempt > 0);
+        let is_current = between_runs(container) || matches!(container.state, State::Done(_));
         let complete = matches!(&container.state, State::Done(t) if t.exit_code == 0);
         ContainerStatus {
             name: container.plan.name.clone(),
@@ -234,9 +233,8 @@ impl PodState {
             started: Some(running.is_some_and(|running| running.started())),
             restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
             state: Some(self.container_state(container)),
-            last_state: last.filter(|_| !is_current).map(|last| ContainerState {
-                terminated: Some(terminated(last)),
-                ..Default::default()
+            last_state: container.last.as_ref().filter(|_| !is_current).map(|last| {
+                ContainerState { terminated: Some(terminated(last)), ..Default::default() }
             }),
             ..Default::default()
         }
@@ -253,7 +251,7 @@ impl PodState {
             State::Done(termination) => {
                 ContainerState { terminated: Some(terminated(termination)), ..Default::default() }
             }
-            State::CrashBackOff { delay, .. } if delay.is_zero() => ContainerState {
+            _ if between_runs(container) => ContainerState {
                 terminated: container.last.as_ref().map(terminated),
                 ..Default::default()
             },
@@ -318,6 +316,16 @@ impl PodState {
             _ => ("ContainerCreating", String::new()),
         }
     }
+}
+
+/// On its way from one run to the next without a wait: it shows how the last one ended.
+fn between_runs(container: &Container) -> bool {
+    let under_way = match &container.state {
+        State::Image | State::Starting => true,
+        State::CrashBackOff { delay, .. } => delay.is_zero(),
+        _ => false,
+    };
+    under_way && container.last.is_some()
 }
 
 fn terminated(termination: &Termination) -> ContainerStateTerminated {
