@@ -112,6 +112,10 @@ fn write_refusal(f: &mut fmt::Formatter<'_>, error: &ApiError, place: Option<&st
 }
 
 fn default_hint(error: &ApiError) -> Option<String> {
+    // The master knows better.
+    if error.message.contains("\nhint: ") {
+        return None;
+    }
     match error.reason {
         Reason::StorageFailure => Some(
             "free some space in the master's data folder; what was acknowledged is safe".into(),

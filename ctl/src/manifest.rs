@@ -22,7 +22,7 @@ const EXTENSIONS: &[&str] = &["yaml", "yml", "json"];
 pub struct Document {
     /// The file, or `standard input`.
     pub source: String,
-    /// Counted from 1, empty documents included.
+    /// Counted from 1; empty ones do not count.
     pub index: usize,
     pub value: Value,
 }
@@ -191,7 +191,10 @@ pub fn cause(error: &serde_saphyr::Error) -> String {
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
     // The place stands in front already.
-    let cut = [" at line ", " (line ", " at byte "].iter().filter_map(|m| first.find(m)).min();
+    let cut = [" at line ", " (line ", " at byte ", ", set Duplicate"]
+        .iter()
+        .filter_map(|m| first.find(m))
+        .min();
     let plain = cut.map_or(first, |end| &first[..end]);
     match plain.split_once(": ") {
         Some((place, rest)) if place.starts_with("line ") => rest.to_owned(),
@@ -224,7 +227,7 @@ mod tests {
             "kind: Pod\nmetadata: {name: a}\n---\n# nothing\n---\nkind: Service\nmetadata:\n  name: b\n",
             expect![[r#"
                 web.yaml, document 1 (Pod a)
-                web.yaml, document 3 (Service b)
+                web.yaml, document 2 (Service b)
             "#]],
         );
         check(
@@ -238,12 +241,47 @@ mod tests {
 
     #[test]
     fn malformed_text_says_where_and_why() {
-        check("kind: Pod\nmetadata:\n  name: a\n name: b\n", expect![[""]]);
-        check("kind: Pod\nkind: Service\n", expect![[""]]);
-        check("spec: [1, 2\n", expect![[""]]);
-        check("\tkind: Pod\n", expect![[""]]);
-        check("{\"kind\": \"Pod\",,}", expect![[""]]);
-        check("- a\n- b\n", expect![[""]]);
+        check(
+            "kind: Pod\nmetadata:\n  name: a\n name: b\n",
+            expect![[r#"
+            error: web.yaml:4:2: while parsing a block mapping, did not find expected key
+            hint: the text is not YAML or JSON; nothing was sent to the master
+        "#]],
+        );
+        check(
+            "kind: Pod\nkind: Service\n",
+            expect![[r#"
+            error: web.yaml:2:1: duplicate mapping key: kind
+            hint: the text is not YAML or JSON; nothing was sent to the master
+        "#]],
+        );
+        check(
+            "spec: [1, 2\n",
+            expect![[r#"
+            error: web.yaml:1:7: unclosed bracket '['
+            hint: the text is not YAML or JSON; nothing was sent to the master
+        "#]],
+        );
+        check(
+            "metadata:\n\tname: a\n",
+            expect![[r#"
+            error: web.yaml:2:2: tabs disallowed within this context (block indentation)
+            hint: the text is not YAML or JSON; nothing was sent to the master
+        "#]],
+        );
+        check(
+            "{\"kind\": \"Pod\",,}",
+            expect![[r#"
+            error: web.yaml:1:16: key must be a string
+            hint: the text is not YAML or JSON; nothing was sent to the master
+        "#]],
+        );
+        check(
+            "- a\n- b\n",
+            expect![[r#"
+            error: web.yaml, document 1: an object with apiVersion, kind and metadata is wanted, found a list
+        "#]],
+        );
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
+#[command(next_help_heading = pages::GLOBAL_HEADING)]
 pub struct Global {
     /// Namespace of the objects; default: the context's, else "default"
     #[arg(short, long, global = true, value_name = "NAME")]

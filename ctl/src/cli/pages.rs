@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use clap::Command;
 
+/// Heading of the options that every command has.
+pub const GLOBAL_HEADING: &str = "Global options";
+
 /// Width of the help texts in the page.
 const WIDTH: usize = 100;
 
@@ -20,6 +23,11 @@ pub fn markdown(root: &Command) -> String {
 
 fn section(page: &mut String, command: &Command, level: usize) {
     let mut command = command.clone().term_width(WIDTH);
+    if level > 2 {
+        // They are the same everywhere and stand at the top of the page.
+        let global = |arg: &clap::Arg| arg.get_help_heading() == Some(GLOBAL_HEADING);
+        command = command.mut_args(|arg| if global(&arg) { arg.hide(true) } else { arg });
+    }
     let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();

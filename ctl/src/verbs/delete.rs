@@ -91,7 +91,9 @@ pub struct Args {
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     let (items, mut failed) = chosen(&args, ctx).await?;
     if items.is_empty() && !failed {
-        ctx.out.note("No resources found");
+        if !args.ignore_not_found {
+            ctx.out.note("No resources found");
+        }
         return Ok(());
     }
     let how = deletion(&args)?;

@@ -121,8 +121,8 @@ async fn apply(
             (Some(old), Some(new)) if old == new => {}
             (Some(old), Some(_)) if !overwrite => {
                 return bail(format!(
-                    "{:?} already has a value ({old}), and --overwrite is false",
-                    key
+                    "{}: {key:?} already has a value ({old}), and --overwrite is false",
+                    item.title()
                 ));
             }
             (_, Some(new)) => {

@@ -197,11 +197,9 @@ async fn status(ctx: &Ctx, item: &Item, follow: bool, timeout: Duration, revisio
         done = followed(ctx, &item.value, revision) => done,
         () = crate::verbs::delete::at(deadline) => {
             let why = stuck_pods(ctx, &item.value).await.unwrap_or_default();
-            let mut failure = fail(format!("timed out waiting for the rollout of deployment {name:?}"));
-            if !why.is_empty() {
-                failure = failure.hint(why.join("; "));
-            }
-            Err(failure)
+            let because = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+            Err(fail(format!("timed out waiting for the rollout of deployment {name:?}{because}"))
+                .hint(format!("timonctl describe deployment {name}")))
         }
         stop = crate::interrupted() => { stop?; Err(crate::told(130)) }
     }

@@ -16,7 +16,7 @@ Examples:
   timonctl scale deploy/web --current-replicas 3 --replicas 5";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = format!("{PLAIN_EXAMPLES}\n{}", on_latency::EXAMPLES))]
+#[command(after_help = format!("{PLAIN_EXAMPLES}\n  {}", on_latency::EXAMPLES))]
 pub struct Args {
     /// KIND/NAME… or KIND NAME… of deployments or replica sets; with --latency, the NAME of one
     #[arg(value_name = "OBJECTS", required = true)]

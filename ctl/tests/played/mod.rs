@@ -1,0 +1,291 @@
+//! A master that keeps what it is told and answers as it was prepared to. It decides nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use serde_json::Value;
+use timonier_proto::v1::control_server::{Control, ControlServer};
+use timonier_proto::v1::{self, StreamFrame, apply_reply, stream_frame, watch_event};
+use timonier_proto::{ApiError, Kind, ObjectKey, Reason};
+use tokio::sync::{Notify, broadcast};
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status, Streaming};
+
+const EVENTS_MAX: usize = 64;
+
+#[derive(Clone)]
+pub struct Played {
+    inner: Arc<Inner>,
+    pub address: String,
+}
+
+struct Inner {
+    objects: Mutex<BTreeMap<(String, String), Value>>,
+    events: broadcast::Sender<(watch_event::Type, Value)>,
+    watched: Notify,
+    asked: Mutex<Vec<&'static str>>,
+    removal: Mutex<Duration>,
+    refusals: Mutex<u32>,
+    streams: Mutex<VecDeque<Vec<StreamFrame>>>,
+}
+
+fn frame(frame: stream_frame::Frame) -> StreamFrame {
+    StreamFrame { frame: Some(frame) }
+}
+
+pub fn data(text: &str) -> StreamFrame {
+    frame(stream_frame::Frame::Data(text.to_owned().into()))
+}
+
+pub fn stderr(text: &str) -> StreamFrame {
+    frame(stream_frame::Frame::Stderr(text.to_owned().into()))
+}
+
+pub fn end(end: v1::StreamEnd) -> StreamFrame {
+    frame(stream_frame::Frame::End(end))
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn key_of(object: &Value) -> (String, String) {
+    (text(object, "/kind").to_owned(), text(object, "/metadata/name").to_owned())
+}
+
+fn json(object: &Value) -> bytes::Bytes {
+    object.to_string().into()
+}
+
+impl Played {
+    pub async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let inner = Arc::new(Inner {
+            objects: Mutex::default(),
+            events: broadcast::Sender::new(EVENTS_MAX),
+            watched: Notify::new(),
+            asked: Mutex::default(),
+            removal: Mutex::default(),
+            refusals: Mutex::default(),
+            streams: Mutex::default(),
+        });
+        let played = Played { inner, address };
+        let server =
+            tonic::transport::Server::builder().add_service(ControlServer::new(played.clone()));
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(server.serve_with_incoming(incoming));
+        played
+    }
+
+    pub fn put(&self, object: Value) {
+        self.inner.objects.lock().unwrap().insert(key_of(&object), object.clone());
+        let _ = self.inner.events.send((watch_event::Type::Modified, object));
+    }
+
+    /// The names of the writes that were asked for.
+    pub fn asked(&self) -> Vec<&'static str> {
+        self.inner.asked.lock().unwrap().clone()
+    }
+
+    /// Deleted objects stay this long.
+    pub fn remove_after_delete(&self, time: Duration) {
+        *self.inner.removal.lock().unwrap() = time;
+    }
+
+    /// The next reads are answered with "not now".
+    pub fn refuse_next(&self, count: u32) {
+        *self.inner.refusals.lock().unwrap() = count;
+    }
+
+    /// What the next opened stream says.
+    pub fn play(&self, frames: Vec<StreamFrame>) {
+        self.inner.streams.lock().unwrap().push_back(frames);
+    }
+
+    /// Returns when a watcher has taken the last event.
+    pub async fn watched(&self) {
+        self.inner.watched.notified().await;
+    }
+
+    fn find(&self, reference: Option<v1::ObjectRef>) -> Result<Value, Status> {
+        let reference = reference.unwrap_or_default();
+        let kind = Kind::by_name(&reference.kind).unwrap();
+        let key = ObjectKey::new(kind, reference.namespace, reference.name.clone());
+        let objects = self.inner.objects.lock().unwrap();
+        let found = objects.get(&(reference.kind, reference.name)).cloned();
+        Ok(found.ok_or_else(|| ApiError::not_found(&key))?)
+    }
+
+    fn refused(&self) -> Result<(), Status> {
+        let mut left = self.inner.refusals.lock().unwrap();
+        if *left == 0 {
+            return Ok(());
+        }
+        *left -= 1;
+        Err(ApiError::new(Reason::Unavailable, "no leader right now").into())
+    }
+
+    fn all(&self, kind: &str) -> Vec<Value> {
+        let objects = self.inner.objects.lock().unwrap();
+        objects.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object.clone()).collect()
+    }
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Control for Played {
+    type WatchStream = Streamed<v1::WatchEvent>;
+    type MonitorStream = Streamed<v1::MonitorFrame>;
+    type BeatsStream = Streamed<v1::LatencyBeats>;
+    type OpenStream = Streamed<StreamFrame>;
+    type LoadImageStream = Streamed<StreamFrame>;
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::ObjectReply>, Status> {
+        self.refused()?;
+        let object = self.find(request.into_inner().r#ref)?;
+        Ok(Response::new(v1::ObjectReply { json: json(&object), revision: 1 }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListReply>, Status> {
+        let items = self.all(&request.into_inner().kind).iter().map(json).collect();
+        Ok(Response::new(v1::ListReply { items, ..Default::default() }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let kind = request.into_inner().kind;
+        let events = BroadcastStream::new(self.inner.events.subscribe());
+        let now = self.all(&kind).into_iter().map(|object| (watch_event::Type::Added, object));
+        let later = events.filter_map(|event| std::future::ready(event.ok()));
+        let inner = self.inner.clone();
+        let told = stream::iter(now).chain(later).filter_map(move |(how, object)| {
+            let event = (text(&object, "/kind") == kind).then(|| v1::WatchEvent {
+                r#type: how as i32,
+                json: json(&object),
+                revision: 1,
+            });
+            inner.watched.notify_one();
+            std::future::ready(event.map(Ok))
+        });
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    /// An object with a field `refuse` is refused for that reason.
+    async fn apply(
+        &self,
+        request: Request<v1::ApplyRequest>,
+    ) -> Result<Response<v1::ApplyReply>, Status> {
+        self.inner.asked.lock().unwrap().push("apply");
+        let object: Value = serde_json::from_slice(&request.into_inner().json).unwrap();
+        if let Some(why) = object.get("refuse").and_then(Value::as_str) {
+            let message = format!("strict decoding error: {why}");
+            return Err(ApiError::new(Reason::BadRequest, message).into());
+        }
+        let known = self.inner.objects.lock().unwrap().contains_key(&key_of(&object));
+        let result = match known {
+            true => apply_reply::Result::Unchanged,
+            false => apply_reply::Result::Created,
+        };
+        self.put(object.clone());
+        Ok(Response::new(v1::ApplyReply {
+            result: result as i32,
+            json: json(&object),
+            revision: 1,
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteReply>, Status> {
+        self.inner.asked.lock().unwrap().push("delete");
+        let object = self.find(request.into_inner().r#ref)?;
+        let (inner, time) = (self.inner.clone(), *self.inner.removal.lock().unwrap());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            inner.objects.lock().unwrap().remove(&key_of(&object));
+            let _ = inner.events.send((watch_event::Type::Deleted, object));
+        });
+        Ok(Response::new(v1::DeleteReply::default()))
+    }
+
+    async fn open(
+        &self,
+        request: Request<Streaming<StreamFrame>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let first = request.into_inner().message().await?;
+        if !matches!(first.and_then(|f| f.frame), Some(stream_frame::Frame::Request(_))) {
+            return Err(Status::invalid_argument("the first frame is a request"));
+        }
+        let frames = self.inner.streams.lock().unwrap().pop_front().unwrap_or_default();
+        Ok(Response::new(Box::pin(stream::iter(frames.into_iter().map(Ok)))))
+    }
+
+    async fn create(
+        &self,
+        _: Request<v1::CreateRequest>,
+    ) -> Result<Response<v1::ObjectReply>, Status> {
+        Err(Status::unimplemented("create"))
+    }
+    async fn update(
+        &self,
+        _: Request<v1::UpdateRequest>,
+    ) -> Result<Response<v1::ObjectReply>, Status> {
+        Err(Status::unimplemented("update"))
+    }
+    async fn patch(
+        &self,
+        _: Request<v1::PatchRequest>,
+    ) -> Result<Response<v1::ObjectReply>, Status> {
+        Err(Status::unimplemented("patch"))
+    }
+    async fn commit(
+        &self,
+        _: Request<v1::CommitRequest>,
+    ) -> Result<Response<v1::CommitReply>, Status> {
+        Err(Status::unimplemented("commit"))
+    }
+    async fn evict(
+        &self,
+        _: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteReply>, Status> {
+        Err(Status::unimplemented("evict"))
+    }
+    async fn cluster_info(
+        &self,
+        _: Request<v1::ClusterInfoRequest>,
+    ) -> Result<Response<v1::ClusterInfoReply>, Status> {
+        Err(Status::unimplemented("cluster_info"))
+    }
+    async fn monitor(
+        &self,
+        _: Request<v1::MonitorRequest>,
+    ) -> Result<Response<Self::MonitorStream>, Status> {
+        Err(Status::unimplemented("monitor"))
+    }
+    async fn beats(
+        &self,
+        _: Request<v1::BeatsRequest>,
+    ) -> Result<Response<Self::BeatsStream>, Status> {
+        Err(Status::unimplemented("beats"))
+    }
+    async fn load_image(
+        &self,
+        _: Request<Streaming<StreamFrame>>,
+    ) -> Result<Response<Self::LoadImageStream>, Status> {
+        Err(Status::unimplemented("load_image"))
+    }
+}
