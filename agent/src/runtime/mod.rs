@@ -49,8 +49,10 @@ pub trait Runtime: Send + Sync + 'static {
         archive: Archive,
         progress: Progress<'a>,
     ) -> Answer<'a, Vec<String>>;
-    /// Layers (`sha256:…`, uncompressed) that some image here has.
-    fn layers(&self) -> Answer<'_, Vec<String>>;
+    /// The layers (`sha256:…`, uncompressed) of each image here, the lowest first.
+    fn layers(&self) -> Answer<'_, Vec<Vec<String>>>;
+    /// Gives an image that is here one more name, taking it from the one that had it.
+    fn tag<'a>(&'a self, image: &'a str, reference: &'a str) -> Answer<'a, ()>;
 
     /// Makes a container and answers with its id. A name that is taken by a container of the
     /// same node and attempt (a create whose answer was lost) is replaced.

@@ -44,7 +44,7 @@ impl HostSampler {
         Self::with_proc("/proc".into(), data_dir.into())
     }
 
-    fn with_proc(proc: PathBuf, data_dir: PathBuf) -> Self {
+    pub(super) fn with_proc(proc: PathBuf, data_dir: PathBuf) -> Self {
         let mut system = System::new()
             .inspect_err(|error| tracing::warn!(%error, "cannot read how the host is used"))
             .ok();
@@ -97,7 +97,7 @@ impl HostSampler {
     }
 
     /// Received and sent, in bytes a second.
-    fn rates_at(&mut self, now: Instant) -> (u64, u64) {
+    pub(super) fn rates_at(&mut self, now: Instant) -> (u64, u64) {
         let Some(traffic) = read_traffic(&self.proc) else { return (0, 0) };
         let Some((then, before)) = self.traffic.replace((now, traffic)) else { return (0, 0) };
         let seconds = now.saturating_duration_since(then).as_secs_f64();

@@ -4,9 +4,12 @@
 //! heartbeats. A file that is gone or unreadable leaves its value out, or at 0: telemetry never
 //! fails.
 
+mod cgroup;
 mod facts;
 mod host;
 mod pods;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{CapacityOptions, HostFacts, PODS_MAX_DEFAULT, capacity};
 pub use host::HostSampler;

@@ -1,12 +1,12 @@
 //! Images: looked up, pulled, loaded.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptionsBuilder,
+    TagImageOptionsBuilder,
 };
 use futures::{StreamExt, TryStreamExt};
 use tokio::time::timeout;
@@ -115,7 +115,7 @@ pub(super) async fn load(
     Ok(loaded)
 }
 
-pub(super) async fn layers(docker: &Docker) -> Result<Vec<String>, RuntimeError> {
+pub(super) async fn layers(docker: &Docker) -> Result<Vec<Vec<String>>, RuntimeError> {
     let options = ListImagesOptionsBuilder::new().build();
     let images = docker
         .list_images(Some(options))
@@ -126,9 +126,19 @@ pub(super) async fn layers(docker: &Docker) -> Result<Vec<String>, RuntimeError>
         .buffer_unordered(CONCURRENT_INSPECTS_MAX)
         .try_collect()
         .await?;
-    let layers: BTreeSet<String> =
-        found.into_iter().flatten().flat_map(|image| image.layers).collect();
-    Ok(layers.into_iter().collect())
+    Ok(found.into_iter().flatten().map(|image| image.layers).collect())
+}
+
+pub(super) async fn tag(
+    docker: &Docker,
+    image: &str,
+    reference: &str,
+) -> Result<(), RuntimeError> {
+    let full = with_tag(reference);
+    let (repository, tag) = full.rsplit_once(':').unwrap_or((&full, "latest"));
+    let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
+    let done = docker.tag_image(image, Some(options)).await;
+    done.map_err(|error| failed(format!("name image {image} {reference}"), error))
 }
 
 #[cfg(test)]

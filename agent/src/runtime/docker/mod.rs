@@ -114,8 +114,12 @@ impl Runtime for Docker {
         Box::pin(async move { images::load(self.client().await?, archive, progress).await })
     }
 
-    fn layers(&self) -> Answer<'_, Vec<String>> {
+    fn layers(&self) -> Answer<'_, Vec<Vec<String>>> {
         Box::pin(async move { images::layers(&self.client().await?).await })
+    }
+
+    fn tag<'a>(&'a self, image: &'a str, reference: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { images::tag(&self.client().await?, image, reference).await })
     }
 
     fn create<'a>(&'a self, spec: &'a ContainerSpec) -> Answer<'a, String> {
