@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// Most changes that are remembered.
 const CHANGES_MAX: usize = 16_384;
 /// Most bytes that the remembered changes may take, counted as their transactions' encoded size.
-const CHANGES_BYTES_MAX: usize = 32 << 20;
+const CHANGES_BYTES_MAX: usize = 16 << 20;
 /// Most changes that one call of [`Changes::next_batch`] answers.
 const BATCH_MAX: usize = 1024;
 

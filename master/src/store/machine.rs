@@ -98,14 +98,20 @@ impl Shared {
         self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A large state is written less often: not before the log has grown by as much.
+    fn is_due(&self, since: Amount) -> bool {
+        let state_bytes = self.current().as_ref().map_or(0, |current| current.bytes);
+        since.entries >= self.limit.entries || since.bytes >= self.limit.bytes.max(state_bytes)
+    }
+
     fn count(&self, entries: u64, bytes: u64) {
-        let due = {
+        let since = {
             let mut since = self.since();
             since.entries += entries;
             since.bytes += bytes;
-            since.entries >= self.limit.entries || since.bytes >= self.limit.bytes
+            *since
         };
-        if due {
+        if self.is_due(since) {
             self.due.notify_one();
         }
     }
@@ -113,8 +119,7 @@ impl Shared {
     /// Begins to count anew, if a snapshot is due; answers what was counted.
     pub fn take_due(&self) -> Option<Amount> {
         let mut since = self.since();
-        let due = since.entries >= self.limit.entries || since.bytes >= self.limit.bytes;
-        due.then(|| std::mem::take(&mut *since))
+        self.is_due(*since).then(|| std::mem::take(&mut *since))
     }
 
     /// Writes the state as it is now to a file, which replaces the one before. Blocks.

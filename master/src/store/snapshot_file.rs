@@ -25,6 +25,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub struct Current {
     pub meta: SnapshotMeta,
     pub path: PathBuf,
+    pub bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,7 +72,8 @@ pub fn write(dir: &Path, cluster_id: &str, state: &State) -> io::Result<Current>
         let _ = std::fs::remove_file(&temporary);
         return Err(error);
     }
-    Ok(Current { meta, path })
+    let bytes = std::fs::metadata(&path)?.len();
+    Ok(Current { meta, path, bytes })
 }
 
 fn write_to(
@@ -126,7 +128,7 @@ pub fn load_newest(dir: &Path, cluster_id: &str) -> Result<Option<(Current, Stat
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.ends_with(SUFFIX) {
             paths.push(path);
-        } else {
+        } else if name.ends_with(".tmp") {
             std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
         }
     }
@@ -134,12 +136,13 @@ pub fn load_newest(dir: &Path, cluster_id: &str) -> Result<Option<(Current, Stat
     let Some(path) = paths.pop() else { return Ok(None) };
     let (meta, snapshot) = load(&path, cluster_id)?;
     remove(&paths);
+    let bytes = std::fs::metadata(&path).map_err(StoreError::io("read", &path))?.len();
     let state = State {
         snapshot,
         last_applied: meta.last_log_id,
         membership: meta.last_membership.clone(),
     };
-    Ok(Some((Current { meta, path }, state)))
+    Ok(Some((Current { meta, path, bytes }, state)))
 }
 
 /// Snapshots that a newer one stands for; that one is left over does no harm.

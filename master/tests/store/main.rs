@@ -1,6 +1,8 @@
 //! The store through its public face, on real disks: what it keeps, what it refuses, and what is
 //! left after a crash.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod changes;
 mod commits;
 mod crash;

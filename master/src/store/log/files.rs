@@ -41,11 +41,12 @@ struct Opened {
 
 impl Files {
     /// Opens the log; cuts the torn end of the last write, and refuses any other damage. Answers
-    /// the highest index + 1 that is known to be committed, too.
+    /// the highest index + 1 that is known to be committed, too. `begun`: there must be a log.
     pub fn open(
         dir: &Path,
         capacity: u64,
         purged: Option<LogId>,
+        begun: bool,
     ) -> Result<(Self, u64), StoreError> {
         let dir = dir.to_owned();
         let mut files = Self { dir, capacity, segments: VecDeque::new(), spare: None, purged };
@@ -73,6 +74,9 @@ impl Files {
         }
         files.set_spare_aside();
         if files.segments.is_empty() {
+            if begun && !files.discards_from(files.next_index()) {
+                return Err(files.missing(1));
+            }
             files.create_first()?;
         }
         Ok((files, committed_next))
@@ -262,16 +266,12 @@ impl Files {
         self.spare = Some(segment);
     }
 
-    /// Goes on in the next segment.
-    pub fn rotate(&mut self) -> io::Result<()> {
-        let next = match (self.spare.take(), self.spare_number()) {
-            (Some(spare), _) => spare,
-            (None, number) => {
-                Segment::create(&self.dir, number.unwrap_or_default(), self.capacity)?
-            }
-        };
-        self.segments.push_back(next);
-        Ok(())
+    /// Goes on in the segment that was made ahead; false when there is none.
+    pub fn rotate(&mut self) -> bool {
+        let spare = self.spare.take();
+        let rotated = spare.is_some();
+        self.segments.extend(spare);
+        rotated
     }
 
     /// Takes the entries from `index` on out of the log.

@@ -21,12 +21,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
 use self::files::Files;
-use self::state_file::StateFile;
+use self::state_file::{LogState, StateFile};
 use self::writer::{Answer, Command, Pending, Writer};
 use super::StoreError;
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
@@ -39,6 +39,8 @@ const COMMANDS_MAX: usize = 64;
 /// What the thread that writes, those who read and those who ask share.
 pub(super) struct Shared {
     files: Mutex<Files>,
+    /// Held by whoever makes or removes segments at the log's end.
+    making: Mutex<()>,
     /// Entries that were appended and not yet applied, without gaps.
     recent: Mutex<VecDeque<Entry>>,
     /// Index + 1 of the last entry that is known to be committed.
@@ -53,6 +55,15 @@ impl Shared {
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Entry>> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn making(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn truncate(&self, index: u64) -> io::Result<()> {
+        let _alone = self.making();
+        self.files().truncate(index)
     }
 
     fn capacity(&self) -> u64 {
@@ -131,7 +142,9 @@ impl Log {
     ) -> Result<OpenedLog, StoreError> {
         let fresh = !has_segments(&dir)?;
         let state = StateFile::open(&dir, fresh)?;
-        let (files, committed_next) = Files::open(&dir, segment_bytes, state.state().purged)?;
+        let LogState { vote, purged, .. } = state.state();
+        // Who has voted has had a log.
+        let (files, committed_next) = Files::open(&dir, segment_bytes, purged, vote.is_some())?;
         let purged = files.purged;
         let committed = committed_next
             .checked_sub(1)
@@ -140,11 +153,11 @@ impl Log {
             .max(purged);
         let shared = Arc::new(Shared {
             files: Mutex::new(files),
+            making: Mutex::default(),
             recent: Mutex::default(),
             committed_next: AtomicU64::new(committed_next),
             fsyncs: AtomicU64::new(0),
         });
-        let vote = state.state().vote;
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let buffer = Vec::new();
         let writer = Writer { shared: shared.clone(), state, fsync_delay, broken: None, buffer };
@@ -224,9 +237,9 @@ impl RaftLogReader<Types> for Log {
 impl RaftLogStorage<Types> for Log {
     type LogReader = LogReader;
 
-    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
+    async fn get_log_state(&mut self) -> Result<openraft::LogState<Types>, StorageError> {
         let files = self.shared.files();
-        Ok(LogState { last_purged_log_id: files.purged, last_log_id: files.last() })
+        Ok(openraft::LogState { last_purged_log_id: files.purged, last_log_id: files.last() })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {

@@ -20,7 +20,7 @@ use crate::store::raft::{Entry, LogId};
 pub const RECORDS_OFFSET: u64 = 512;
 const MAGIC: &[u8; 8] = b"TIMLOG01";
 const FILE_HEADER_BYTES: usize = 28;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where an entry is.
 #[derive(Debug, Clone, Copy)]

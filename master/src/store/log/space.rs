@@ -134,7 +134,8 @@ impl Space {
 
 impl Shared {
     /// Makes a segment ahead, unless there is one.
-    fn make_spare(&self) -> io::Result<()> {
+    pub(super) fn make_spare(&self) -> io::Result<()> {
+        let _alone = self.making();
         let (dir, number, capacity) = {
             let files = self.files();
             let Some(number) = files.spare_number() else { return Ok(()) };

@@ -124,8 +124,6 @@ fn corrupt(path: &Path, why: &str) -> StoreError {
         offset: 0,
         index: None,
         why: why.to_owned(),
-        hint: "restore the data folder from a backup; a single master may also go on without its \
-               last vote: remove nothing but put back an intact state file"
-            .to_owned(),
+        hint: "restore the data folder from a backup".to_owned(),
     }
 }

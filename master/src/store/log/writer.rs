@@ -76,7 +76,7 @@ impl Writer {
                     let _ = answer.send(result);
                 }
                 Command::Truncate(index, answer) => {
-                    let _ = answer.send(self.shared.files().truncate(index));
+                    let _ = answer.send(self.shared.truncate(index));
                 }
                 Command::Purge(purged, answer) => {
                     let saved = self.state.save_purged(purged);
@@ -115,7 +115,9 @@ impl Writer {
             let bytes = record_bytes(pending.payload.len());
             if self.buffer.len() as u64 + bytes > room {
                 self.sync(begin, std::mem::take(&mut places))?;
-                self.shared.files().rotate()?;
+                while !self.shared.files().rotate() {
+                    self.shared.make_spare()?;
+                }
                 (number, begin, room) = self.target();
             }
             let offset = begin + self.buffer.len() as u64;
