@@ -75,12 +75,12 @@ pub struct LatencyArgs {
 
 /// Examples for the help of `scale`.
 pub const EXAMPLES: &str = "\
-  timonctl scale web --latency 150 --by 3    print the latency ten times a second, and add 3
-                                             replicas whenever it is above 150 ms, until Ctrl-C
+  timonctl scale web --latency 150 --by 3        print the latency ten times a second, and add 3
+                                                 replicas whenever it is above 150 ms, until Ctrl-C
   timonctl scale web --latency 150 --by 3 --max 12 --cooldown 10s --scale-down-after 30s
-                                             within limits, and back when it is good again
+                                                 within limits, and back when it is good again
   timonctl scale web --latency 150 --by 3 --declare --duration 0
-                                             have the cluster do it from now on, without timonctl";
+                                                 have the cluster do it on its own from now on";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lang {
@@ -172,10 +172,10 @@ fn exists(failure: Failure, name: &str) -> Failure {
 /// The autoscaler's manifest.
 fn policy(args: &LatencyArgs, target: &ObjectKey) -> Outcome<Value> {
     let latency_ms = whole(args.latency, 1, "--latency", "1 ms")?;
-    if let (Some(min), Some(max)) = (args.min, args.max) {
-        if min > max {
-            return Err(fail(format!("--min {min} is above --max {max}")));
-        }
+    if let (Some(min), Some(max)) = (args.min, args.max)
+        && min > max
+    {
+        return Err(fail(format!("--min {min} is above --max {max}")));
     }
     let mut spec = json!({
         "scaleTargetRef": {

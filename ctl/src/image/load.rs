@@ -316,21 +316,8 @@ impl Talk {
             tokio::select! {
                 frame = self.incoming.message() => {
                     last_news = tokio::time::Instant::now();
-                    match frame.map_err(|status| ctx.client.explained(status))? {
-                        Some(StreamFrame { frame: Some(Frame::End(end)) }) => {
-                            if end.node.is_empty() {
-                                return bail(format!("load image {name}: {}", or_unknown(end.error)));
-                            }
-                            if waiting.remove(&end.node) {
-                                ended.insert(end.node, end.error);
-                            }
-                        }
-                        Some(_) => {}
-                        None => {
-                            let why = "the master ended the stream before its result came";
-                            ended.extend(std::mem::take(&mut waiting).into_iter().map(|n| (n, why.into())));
-                        }
-                    }
+                    let frame = frame.map_err(|status| ctx.client.explained(status))?;
+                    take(frame, name, &mut waiting, &mut ended)?;
                 }
                 done = &mut sending, if !is_sent => {
                     is_sent = true;
@@ -356,6 +343,31 @@ impl Talk {
         }
         Ok(ended)
     }
+}
+
+/// What the master says while it takes the archive.
+fn take(
+    frame: Option<StreamFrame>,
+    name: &str,
+    waiting: &mut BTreeSet<String>,
+    ended: &mut BTreeMap<String, String>,
+) -> Outcome {
+    match frame {
+        Some(StreamFrame { frame: Some(Frame::End(end)) }) if end.node.is_empty() => {
+            return bail(format!("load image {name}: {}", or_unknown(end.error)));
+        }
+        Some(StreamFrame { frame: Some(Frame::End(end)) }) => {
+            if waiting.remove(&end.node) {
+                ended.insert(end.node, end.error);
+            }
+        }
+        Some(_) => {}
+        None => {
+            let why = "the master ended the stream before its result came";
+            ended.extend(std::mem::take(waiting).into_iter().map(|node| (node, why.to_owned())));
+        }
+    }
+    Ok(())
 }
 
 fn progress(done: u64, total: u64, is_sent: bool) -> String {

@@ -73,10 +73,10 @@ impl Sender {
         if let Some(mut connection) = kept {
             // The server may have closed it meanwhile; as every client does, a request that got no
             // answer at all is then sent again on a fresh connection.
-            if connection.ready().await.is_ok() {
-                if let Ok(response) = connection.send_request(self.request()).await {
-                    return self.take(response, connection).await;
-                }
+            if connection.ready().await.is_ok()
+                && let Ok(response) = connection.send_request(self.request()).await
+            {
+                return self.take(response, connection).await;
             }
         }
         let mut connection = self.connect().await?;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -35,30 +36,33 @@ impl Server {
                 let (stream, _) = listener.accept().await.unwrap();
                 counted.connections.fetch_add(1, Ordering::Relaxed);
                 let (server, turn) = (counted.clone(), turn.clone());
-                let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let (server, turn) = (server.clone(), turn.clone());
-                    async move {
-                        let number = server.requests.fetch_add(1, Ordering::Relaxed);
-                        if !server.busy.is_zero() {
-                            let _turn = turn.lock().await;
-                            tokio::time::sleep(server.busy).await;
-                        }
-                        let fails = request.uri().path() == "/every-third" && number % 3 == 2;
-                        let body = format!("web v1 pod web-{} request {number}\n", number % 2);
-                        let mut response = Response::new(Full::new(Bytes::from(body)));
-                        if fails {
-                            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                        }
-                        Ok::<_, Infallible>(response)
-                    }
+                let answer = service_fn(move |request: Request<Incoming>| {
+                    server.clone().answer(turn.clone(), request)
                 });
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), answer),
-                );
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer);
+                tokio::spawn(connection);
             }
         });
         (server, address)
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        turn: Arc<tokio::sync::Mutex<()>>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        if !self.busy.is_zero() {
+            let _turn = turn.lock().await;
+            tokio::time::sleep(self.busy).await;
+        }
+        let body = format!("web v1 pod web-{} request {number}\n", number % 2);
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        if request.uri().path() == "/every-third" && number % 3 == 2 {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        Ok(response)
     }
 }
 
