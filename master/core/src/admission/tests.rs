@@ -344,7 +344,9 @@ fn services_config_maps_and_scalers_are_checked() {
     );
     refused(
         with(service(), "/spec/type", json!("LoadBalancer")),
-        expect![[r#"Service "web" is invalid: spec.type: Forbidden: not supported here (use NodePort)"#]],
+        expect![[
+            r#"Service "web" is invalid: spec.type: Forbidden: not supported here (use NodePort)"#
+        ]],
     );
     refused(
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"},

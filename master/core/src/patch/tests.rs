@@ -221,7 +221,7 @@ fn patches_of_each_type() {
     assert_eq!(replicas(&patch(&live, PatchType::Json, operations).unwrap()), 7);
     let refused = |type_, text: &str| patch(&live, type_, text.as_bytes()).unwrap_err().message;
     expect![
-        "patch deployment default/web: the patch is malformed: expected value at line 1 column 1"
+        "patch deployment default/web: the patch is malformed: expected ident at line 1 column 2"
     ]
     .assert_eq(&refused(PatchType::Merge, "nonsense"));
     expect![[r#"
