@@ -208,6 +208,58 @@ fn this_hosts_cgroups_are_found_and_grow() {
     }
 }
 
+/// A container that may use a fifth of a core and wants all of one.
+struct Greedy(String);
+
+impl Greedy {
+    fn start() -> Self {
+        let image = "timonier/debian:bookworm";
+        let run = ["run", "--detach", "--network=none", "--cpus=0.2", image];
+        let script = ["sh", "-c", "while :; do :; done"];
+        Self(docker(&[&run[..], &script].concat()))
+    }
+}
+
+impl Drop for Greedy {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["rm", "--force", &self.0]).output();
+    }
+}
+
+fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(args).output();
+    let output = output.expect("this test needs Docker and its command line");
+    assert!(output.status.success(), "docker {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_containers_limit_is_what_is_measured_of_it() {
+    let greedy = Greedy::start();
+    let pid = docker(&["inspect", "--format={{.State.Pid}}", &greedy.0]).parse().unwrap();
+    let (pod, mut sampler) = (pod(&[(&greedy.0, pid)]), PodSampler::new());
+    let mut last = Instant::now();
+    let deadline = last + Duration::from_secs(30);
+    let first = one(&mut sampler, &pod, last);
+    assert_eq!(first.map(|(cpu, _)| cpu), Some(0));
+    // Longer than the periods in which the kernel deals out CPU time.
+    let window = Duration::from_secs(1);
+    loop {
+        while last.elapsed() < window {
+            std::thread::yield_now();
+        }
+        last = Instant::now();
+        let (cpu, memory) = one(&mut sampler, &pod, last).expect("it runs");
+        assert!((1 << 10..1 << 30).contains(&memory), "{memory}");
+        if (100..300).contains(&cpu) {
+            break;
+        }
+        assert!(last < deadline, "{cpu} millis");
+    }
+    drop(greedy);
+    assert_eq!(one(&mut sampler, &pod, Instant::now()), None);
+}
+
 #[test]
 fn this_host_is_measured() {
     let mut sampler = HostSampler::new(std::env::temp_dir());
@@ -267,14 +319,18 @@ fn cost_of_a_sample() {
     let mut sampler = PodSampler::new();
     assert_eq!(sampler.sample(&pods).len(), 100);
     let rounds = 100;
-    let start = Instant::now();
-    for _ in 0..rounds {
-        sampler.sample(&pods);
-    }
-    let pods_took = start.elapsed() / rounds;
-    let start = Instant::now();
-    for _ in 0..rounds {
-        host.sample();
-    }
-    eprintln!("100 pods: {pods_took:?}; host: {:?}", start.elapsed() / rounds);
+    let cost = |sample: &mut dyn FnMut()| {
+        let start = cpu_time();
+        (0..rounds).for_each(|_| sample());
+        (cpu_time() - start) / rounds
+    };
+    let pods_cost = cost(&mut || drop(sampler.sample(&pods)));
+    let host_cost = cost(&mut || drop(host.sample()));
+    eprintln!("CPU time: 100 pods {pods_cost:?}, host {host_cost:?}");
+}
+
+/// Of this thread.
+fn cpu_time() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
