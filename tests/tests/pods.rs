@@ -78,7 +78,7 @@ async fn a_pod_with_everything_runs_and_its_logs_exec_and_port_are_reached() -> 
 
     let exec = ["exec", "full", "-c", "web", "--", "/web", "--cat", "/etc/settings/greeting"];
     let printed = wait::until("exec to print the file", SECONDS_30, || async {
-        let args = [&exec[..], &["--exit-after-ms", "1", "--exit-code", "0"][..]].concat();
+        let args = [&exec[..], &["--exit-after-ms", "0", "--exit-code", "0"][..]].concat();
         cluster.ctl(&args).await?.ok()
     })
     .await?;
@@ -102,7 +102,7 @@ async fn a_pod_with_everything_runs_and_its_logs_exec_and_port_are_reached() -> 
         "--",
         "/web",
         "--exit-after-ms",
-        "1",
+        "0",
         "--exit-code",
         "7",
     ]);
@@ -178,18 +178,12 @@ async fn a_taken_host_port_and_a_full_node_keep_a_pod_pending_until_there_is_roo
     wait_shown(&cluster, "second", "Pending").await?;
     cluster.ctl(&["delete", "pod", "first"]).await?.ok()?;
     cluster.ctl(&["wait", "pod/second", "--for=condition=Ready", "--timeout=30s"]).await?.ok()?;
-    let answered = cluster
-        .ctl(&[
-            "load",
-            "http://127.0.0.1:28931/",
-            "--requests",
-            "2",
-            "--interval",
-            "1",
-            "--fail-on-error",
-        ])
-        .await?;
-    answered.ok()?;
+    wait::until("the host port to answer", SECONDS_30, || async {
+        let url = "http://127.0.0.1:28931/";
+        let args = ["load", url, "--requests", "2", "--interval", "1", "--fail-on-error"];
+        cluster.ctl(&args).await?.ok()
+    })
+    .await?;
 
     let small = |name: &str| {
         format!(

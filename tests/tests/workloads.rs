@@ -158,6 +158,10 @@ async fn recreate_stops_the_old_before_it_starts_the_new() -> Result<()> {
         let pods = cluster.list(Kind::Pod, "default").await?;
         let images: BTreeSet<String> = pods
             .iter()
+            .filter(|p| {
+                let phase = p.to_value().unwrap_or_default()["status"]["phase"].clone();
+                phase != "Succeeded" && phase != "Failed"
+            })
             .filter_map(|p| {
                 Some(p.to_value().ok()?["spec"]["containers"][0]["image"].as_str()?.to_owned())
             })
