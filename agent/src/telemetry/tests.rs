@@ -324,8 +324,8 @@ fn cost_of_a_sample() {
         (0..rounds).for_each(|_| sample());
         (cpu_time() - start) / rounds
     };
-    let pods_cost = cost(&mut || drop(sampler.sample(&pods)));
-    let host_cost = cost(&mut || drop(host.sample()));
+    let pods_cost = cost(&mut || _ = sampler.sample(&pods));
+    let host_cost = cost(&mut || _ = host.sample());
     eprintln!("CPU time: 100 pods {pods_cost:?}, host {host_cost:?}");
 }
 
