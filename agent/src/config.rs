@@ -1,34 +1,51 @@
 //! What an agent is told on its command line.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 use timonier_agent_core::net::bridge_name;
 use timonier_proto::{DEFAULT_MASTER_PORT, names, quantity};
 
 use crate::telemetry::{CapacityOptions, PODS_MAX_DEFAULT};
 
-/// Timonier's agent: runs this host's pods on Docker Engine and tells the masters how they and the
-/// host are. It opens no port; it dials out only.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "timonier-agent", version, args_conflicts_with_subcommands = true)]
-pub struct Config {
-    #[command(subcommand)]
-    pub command: Option<Command>,
-    #[command(flatten)]
-    pub run: Option<RunConfig>,
-    /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
-    #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
-    pub log: String,
+/// What the agent is started for.
+#[derive(Debug, Clone)]
+pub enum Invocation {
+    Run(RunConfig),
+    Cleanup(CleanupConfig),
 }
 
-#[derive(Debug, Clone, Subcommand)]
-pub enum Command {
-    /// Removes everything of a node from this host: containers, links, tables, files. Its agent
-    /// must not be running.
-    Cleanup(HostConfig),
+impl Invocation {
+    /// Reads a command line, the program's name first.
+    pub fn try_parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        if args.get(1).is_some_and(|word| word == CLEANUP) {
+            args.remove(1);
+            return CleanupConfig::try_parse_from(args).map(Self::Cleanup);
+        }
+        RunConfig::try_parse_from(args).map(Self::Run)
+    }
+
+    pub fn log(&self) -> &str {
+        match self {
+            Self::Run(config) => &config.host.log,
+            Self::Cleanup(config) => &config.host.log,
+        }
+    }
+}
+
+const CLEANUP: &str = "cleanup";
+
+/// Removes everything of a node from this host: containers, links, tables, files. Its agent must
+/// not be running.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "timonier-agent cleanup", version)]
+pub struct CleanupConfig {
+    #[command(flatten)]
+    pub host: HostConfig,
 }
 
 /// Which node this is, and where it keeps its things.
@@ -46,6 +63,9 @@ pub struct HostConfig {
     /// Docker Engine's socket.
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     pub docker_socket: PathBuf,
+    /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    pub log: String,
 }
 
 impl HostConfig {
@@ -54,7 +74,14 @@ impl HostConfig {
     }
 }
 
-#[derive(Debug, Clone, Args)]
+/// Timonier's agent: runs this host's pods on Docker Engine and tells the masters how they and the
+/// host are. It opens no port; it dials out only.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "timonier-agent",
+    version,
+    after_help = "`timonier-agent cleanup --node-name NAME --data-dir FOLDER` removes everything of a node from this host."
+)]
 pub struct RunConfig {
     #[command(flatten)]
     pub host: HostConfig,
@@ -151,25 +178,14 @@ fn bytes(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
+    fn parse(args: &str) -> Result<Invocation, clap::Error> {
+        Invocation::try_parse(args.split(' ').map(OsString::from))
+    }
+
     #[test]
     fn a_command_line_is_read() {
-        let config = Config::try_parse_from([
-            "timonier-agent",
-            "--master",
-            "m1,m2:9000,[::1]",
-            "--node-name",
-            "n1",
-            "--data-dir",
-            "d",
-            "--labels",
-            "disk=fast,zone=a",
-            "--reserved-memory",
-            "256Mi",
-            "--cpu",
-            "1500m",
-        ])
-        .unwrap();
-        let run = config.run.unwrap();
+        let text = "timonier-agent --master m1,m2:9000,[::1] --node-name n1 --data-dir d --labels disk=fast,zone=a --reserved-memory 256Mi --cpu 1500m";
+        let Ok(Invocation::Run(run)) = parse(text) else { panic!("not read") };
         assert_eq!(run.masters(), ["m1:7443", "m2:9000", "[::1]:7443"]);
         assert_eq!(run.labels()["disk"], "fast");
         assert_eq!(run.capacity().reserved_memory_bytes, 256 << 20);
@@ -179,18 +195,16 @@ mod tests {
 
     #[test]
     fn cleanup_needs_no_master() {
-        let args =
-            ["timonier-agent", "cleanup", "--node-name", "n1", "--data-dir", "d", "--bridge", "b"];
-        let config = Config::try_parse_from(args).unwrap();
-        let Some(Command::Cleanup(host)) = config.command else { panic!("{config:?}") };
-        assert_eq!(host.bridge(), "b");
-        for args in [
-            vec!["timonier-agent", "--node-name", "n1", "--data-dir", "d"],
-            vec!["timonier-agent", "--master", "m", "--node-name", "N 1", "--data-dir", "d"],
-            vec!["timonier-agent"],
+        let text = "timonier-agent cleanup --node-name n1 --data-dir d --bridge b";
+        let Ok(Invocation::Cleanup(cleanup)) = parse(text) else { panic!("not read") };
+        assert_eq!(cleanup.host.bridge(), "b");
+        for text in [
+            "timonier-agent --node-name n1 --data-dir d",
+            "timonier-agent --master m --node-name N_1 --data-dir d",
+            "timonier-agent cleanup --data-dir d",
+            "timonier-agent",
         ] {
-            let parsed = Config::try_parse_from(args.clone());
-            assert!(parsed.is_err() || parsed.is_ok_and(|c| c.run.is_none()), "{args:?}");
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 }

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{CommandFactory, Parser};
-use timonier_agent::config::{Command, Config, HostConfig, RunConfig};
+use timonier_agent::config::{HostConfig, Invocation, RunConfig};
 use timonier_agent::runtime::docker::Docker;
 use timonier_agent::session::{
     Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
@@ -32,7 +31,11 @@ const LOCK_FILE: &str = "lock";
 const OWN_FOLDERS: [&str; 2] = ["pods", "bin"];
 
 fn main() -> ExitCode {
-    match start(Config::parse()) {
+    let invocation = match Invocation::try_parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(error) => error.exit(),
+    };
+    match start(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -41,13 +44,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log);
+fn start(invocation: Invocation) -> Result<()> {
+    let filter = EnvFilter::try_new(invocation.log());
     tracing_subscriber::fmt()
         .with_env_filter(filter.as_ref().map_or_else(|_| EnvFilter::new("info"), Clone::clone))
         .with_writer(std::io::stderr)
         .init();
-    filter.with_context(|| format!("read the log filter {:?}", config.log))?;
+    filter.with_context(|| format!("read the log filter {:?}", invocation.log()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -55,15 +58,9 @@ fn start(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    match (config.command, config.run) {
-        (Some(Command::Cleanup(host)), _) => runtime.block_on(cleanup(&host)),
-        (None, Some(run)) => runtime.block_on(run_agent(run)),
-        (None, None) => Config::command()
-            .error(
-                clap::error::ErrorKind::MissingRequiredArgument,
-                "--master, --node-name and --data-dir are needed",
-            )
-            .exit(),
+    match invocation {
+        Invocation::Run(config) => runtime.block_on(run_agent(config)),
+        Invocation::Cleanup(config) => runtime.block_on(cleanup(&config.host)),
     }
 }
 
