@@ -114,8 +114,10 @@ async fn follow(
                         ctx.out.note(note);
                     }
                 }
-                for about in told.keys().filter(|about| !table.notes.contains_key(*about)) {
-                    ctx.out.note(format!("{about}: reports again"));
+                for (label, ..) in &table.rows {
+                    if told.contains_key(label) && !table.notes.contains_key(label) {
+                        ctx.out.note(format!("{label}: all is well again"));
+                    }
                 }
                 ctx.out.bytes(if json { json_line(&frame) } else { table.text() }.as_bytes())?;
                 told = table.notes;
@@ -193,6 +195,9 @@ impl Feed {
                         return Ok(News::Frame(frame));
                     }
                     Ok(Ok(None)) => fail("the master ended the stream"),
+                    Ok(Err(status)) if status.details().is_empty() && self.has_begun => {
+                        fail("the connection to the master broke")
+                    }
                     Ok(Err(status)) => self.client.explained(status),
                     Err(_) => fail("the master sends nothing any more"),
                 },
@@ -228,6 +233,10 @@ struct Table {
 impl Table {
     fn of(frame: &MonitorFrame, asked: &[String], by: Option<By>) -> Self {
         let mut table = Self { rows: Vec::new(), notes: BTreeMap::new() };
+        if frame.nodes.is_empty() && frame.unknown_nodes.is_empty() {
+            let note = "no node has joined the cluster yet".to_owned();
+            table.notes.insert("the cluster".to_owned(), note);
+        }
         for word in &frame.unknown_nodes {
             table.notes.insert(
                 word.clone(),

@@ -330,7 +330,10 @@ async fn follow_beats(
                 if count > 0 {
                     (pause, is_lost) = (BACKOFF_FIRST, false);
                 }
-                status.map(|status| client.explained(status))
+                status.map(|status| match status.details() {
+                    [] => fail("the connection to the master broke"),
+                    _ => client.explained(status),
+                })
             }
             Err(failure @ Failure::Server { .. }) if !transient(&failure) => return Err(failure),
             Err(failure) => Some(failure),
