@@ -61,7 +61,7 @@ spec:
     - {name: shared, mountPath: /shared}
   - name: printer
     image: timonier/web:v1
-    command: ["/web", "--print-every-ms", "100"]
+    command: ["/web", "--port", "9090", "--print-every-ms", "100"]
     volumeMounts: [{name: shared, mountPath: /shared}]
   volumes:
   - {name: settings, configMap: {name: settings}}
