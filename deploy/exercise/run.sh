@@ -70,7 +70,7 @@ section charge-sans
 sh_run "timonctl load \$LB --requests 1000 --interval 10"
 
 section echelle
-typed="timonctl scale express -n $NS --latency $REACTION_LATENCY_MS --by $REACTION_STEP --lang fr"
+typed="timonctl scale express -n $NS --latency $REACTION_LATENCY_MS --by $REACTION_STEP --lang fr --declare"
 printf '$ %s\n' "$typed" | tee "$OUT/echelle.txt"
 $typed >>"$OUT/echelle.txt" 2>&1 &
 scale_pid=$!

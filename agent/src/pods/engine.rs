@@ -46,7 +46,7 @@ pub(super) async fn follow(shared: Arc<Shared>, commands: mpsc::Sender<Command>)
 fn tell_not_ready(shared: &Shared, error: &RuntimeError) {
     let not_ready = NotReady {
         reason: "ContainerRuntimeDown".to_owned(),
-        message: format!("container runtime is down: {error}"),
+        message: format!("docker is not answering: {error}"),
     };
     shared.not_ready.send_if_modified(|now| {
         let changed = now.is_none();

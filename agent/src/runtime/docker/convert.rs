@@ -27,23 +27,19 @@ pub(super) fn failed(what: impl Into<String>, error: Error) -> RuntimeError {
             let text = format!("{path} does not exist; hint: is docker running?");
             (RuntimeErrorKind::Unavailable, text)
         }
-        other => (RuntimeErrorKind::Unavailable, chain(&other)),
+        // hyper's and bollard's own words say less than the system's.
+        other => (RuntimeErrorKind::Unavailable, root_cause(&other)),
     };
     RuntimeError::new(kind, what, message)
 }
 
-/// An error with its causes, which hyper keeps to itself.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
+/// The innermost cause of an error.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
     }
-    text
+    cause.to_string()
 }
 
 /// Docker's zero time (year 1) is none.

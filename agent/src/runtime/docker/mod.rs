@@ -83,10 +83,11 @@ impl Runtime for Docker {
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(async move {
             let client = self.client().await?;
+            let what = || format!("ping docker at {}", self.socket.display());
             match timeout(PING_DEADLINE, client.ping()).await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(failed("ping docker", error)),
-                Err(_) => Err(no_answer("ping docker")),
+                Ok(Err(error)) => Err(failed(what(), error)),
+                Err(_) => Err(no_answer(&what())),
             }
         })
     }
