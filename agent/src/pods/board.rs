@@ -130,7 +130,11 @@ mod tests {
     use super::*;
 
     fn update(uid: &str, text: &str) -> PodStatusUpdate {
-        PodStatusUpdate { uid: uid.into(), status_json: text.to_owned().into(), ..Default::default() }
+        PodStatusUpdate {
+            uid: uid.into(),
+            status_json: text.to_owned().into(),
+            ..Default::default()
+        }
     }
 
     fn uids(updates: &[PodStatusUpdate]) -> Vec<&str> {

@@ -139,10 +139,11 @@ fn check(reference: &str) -> Result<(), &'static str> {
             && !part.ends_with(['.', '-', '_'])
     };
     // The first part may be a registry, with a port and in any case.
-    let registry =
-        |part: &str| word(part, ".-:")
+    let registry = |part: &str| {
+        word(part, ".-:")
             && part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && (part.contains(['.', ':']) || part == "localhost");
+            && (part.contains(['.', ':']) || part == "localhost")
+    };
     let first = parts.first().is_none_or(|part| path(part) || registry(part));
     if first && parts.iter().skip(1).all(|part| path(part)) && path(last) {
         return Ok(());

@@ -263,12 +263,14 @@ impl Ops {
         })
         .map_err(config)?;
         let runtime = &self.shared.runtime;
-        let _permit = self.shared.starts.acquire().await.ok();
+        let permit = self.shared.starts.acquire().await.ok();
         let id = runtime.create(&spec).await.map_err(|e| start_failure(e, StartFailure::Create))?;
         if let Err(error) = runtime.start(&id).await {
             self.discard(&id).await;
             return Err(start_failure(error, StartFailure::Start));
         }
+        // The engine has done its part: the next one may begin while this one gets its network.
+        drop(permit);
         let own_network = prepared.ip.filter(|_| prepared.sandbox.is_none());
         let Some(ip) = own_network else {
             return Ok((id, 0));

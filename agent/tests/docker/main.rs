@@ -2,6 +2,8 @@
 //!
 //! Wants root, a running Docker and the image `timonier/web:v1` (`deploy/images/build.sh web`).
 
+#![allow(clippy::unwrap_used)]
+
 mod bed;
 
 use std::time::Instant;
@@ -23,7 +25,7 @@ async fn a_pod_starts_serves_and_stops_within_its_grace() {
             "readinessProbe": probe,
         }]}),
     );
-    bed.assign(&[web.clone()]).await;
+    bed.assign(std::slice::from_ref(&web)).await;
     let status = bed.ready(&uid).await;
     assert!(get(&status, "/").await.contains("web v1 pod web"), "{}", get(&status, "/").await);
     assert_eq!(status.phase.as_deref(), Some("Running"));
@@ -49,7 +51,7 @@ async fn a_pod_starts_serves_and_stops_within_its_grace() {
 async fn a_container_that_ignores_sigterm_is_killed_after_its_grace() {
     let mut bed = Bed::start().await;
     let (uid, web) = pod("deaf", json!({"containers": [web(&["--ignore-term"])]}));
-    bed.assign(&[web.clone()]).await;
+    bed.assign(std::slice::from_ref(&web)).await;
     bed.ready(&uid).await;
     let begun = Instant::now();
     bed.assign(&[deleted(&web, 1)]).await;
@@ -129,7 +131,7 @@ async fn init_containers_run_before_and_share_volumes_and_network() {
             "volumes": [{"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
         }),
     );
-    bed.assign(&[many.clone()]).await;
+    bed.assign(std::slice::from_ref(&many)).await;
     let status = bed.ready(&uid).await;
     assert!(condition(&status, "Initialized"));
     let init = &status.init_container_statuses.as_ref().unwrap()[0];
@@ -183,7 +185,7 @@ async fn config_maps_reach_containers_and_their_absence_is_told() {
         }),
     );
     compiled["configMaps"] = json!({"conf": null});
-    bed.assign(&[compiled.clone()]).await;
+    bed.assign(std::slice::from_ref(&compiled)).await;
     bed.event("FailedMount", "config map \"conf\" not found").await;
     bed.status(&uid, |s| waiting(s).as_deref() == Some("ContainerCreating")).await;
 

@@ -28,7 +28,7 @@ impl Backoff {
     }
 
     /// The delay before the next try, which counts as one failure more.
-    pub fn next(&mut self) -> SignedDuration {
+    pub fn next_delay(&mut self) -> SignedDuration {
         if std::mem::take(&mut self.free) {
             return SignedDuration::ZERO;
         }
@@ -50,8 +50,8 @@ mod tests {
     #[test]
     fn delays_double_up_to_five_minutes() {
         let mut restarts = Backoff::first_free();
-        let delays: Vec<i64> = (0..8).map(|_| restarts.next().as_secs()).collect();
+        let delays: Vec<i64> = (0..8).map(|_| restarts.next_delay().as_secs()).collect();
         assert_eq!(delays, [0, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(Backoff::first_waits().next().as_secs(), 10);
+        assert_eq!(Backoff::first_waits().next_delay().as_secs(), 10);
     }
 }

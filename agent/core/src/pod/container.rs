@@ -242,7 +242,7 @@ impl Container {
         let image = &self.plan.image;
         let delay = match kind {
             ImageFailure::Unavailable => SignedDuration::from_secs(UNAVAILABLE_RETRY_S),
-            _ => self.pull_backoff.next(),
+            _ => self.pull_backoff.next_delay(),
         };
         let (text, error) = match kind {
             ImageFailure::Unavailable => (None, ""),

@@ -240,7 +240,7 @@ impl Container {
     pub(super) fn restart(&mut self, pod: &str, at_once: bool, out: &mut Vec<Action>) {
         let State::Done(termination) = &self.state else { return };
         let finished_at = termination.finished_at;
-        let delay = if at_once { SignedDuration::ZERO } else { self.backoff.next() };
+        let delay = if at_once { SignedDuration::ZERO } else { self.backoff.next_delay() };
         if !delay.is_zero() {
             let name = &self.plan.name;
             let text = format!("Back-off restarting failed container {name} in pod {pod}");

@@ -58,7 +58,7 @@ fn a_hook_runs_before_the_signal_within_the_grace() {
     let mut tale = Tale::running(spec.clone());
     tale.on(DELETE);
     tale.after_ms(DRAIN_MS);
-    assert_eq!(tale.work(), [hook.clone()]);
+    assert_eq!(tale.work(), std::slice::from_ref(&hook));
     let result = Ok(());
     tale.on(Event::HookDone { slot: C, id: "id1".into(), hook: Hook::PreStop, result });
     assert_eq!(tale.work(), [signal("id1", false)]);

@@ -96,7 +96,7 @@ fn a_failing_liveness_probe_kills_and_restarts() {
     tale.after_ms(2_999);
     assert_eq!(tale.work(), []);
     tale.after_ms(1);
-    assert_eq!(tale.work(), [look.clone()]);
+    assert_eq!(tale.work(), std::slice::from_ref(&look));
     tale.probed(C, ProbeKind::Liveness, false);
     assert_eq!(tale.told(), ["Unhealthy: Liveness probe failed: no"]);
     tale.after_ms(5_000);
