@@ -167,7 +167,11 @@ async fn await_nodes(
             records.len() - waiting.len(),
             records.len()
         ));
-        let Some(first) = waiting.first() else { return Ok(()) };
+        // A node whose agent was killed a moment ago still counts as Ready, but not as connected.
+        let connected = client.cluster_info().await?.agents_connected as usize;
+        if waiting.is_empty() && connected >= records.len() {
+            return Ok(());
+        }
         if let Some((name, _)) = records.iter().find(|(_, record)| !record.alive()) {
             return Err(fail(format!(
                 "agent {name} ended; its log ends in\n{}",
@@ -178,6 +182,11 @@ async fn await_nodes(
             )));
         }
         if Instant::now() > deadline {
+            let Some(first) = waiting.first() else {
+                let agents = records.len();
+                return Err(fail(format!("only {connected} of {agents} agents are connected"))
+                    .hint("timonctl lab logs tells why"));
+            };
             let node = nodes.iter().find(|n| n.name() == *first);
             let why = node
                 .map(|n| n.condition("Ready").text("message"))

@@ -88,10 +88,11 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         objects::sort(&mut items, path)?;
     }
     let tabular = matches!(args.output, Format::Table | Format::Wide | Format::Columns(_));
-    if !(items.is_empty() && tabular) && !(items.is_empty() && !failures.is_empty()) {
-        objects::show(&ctx.out, &items, &show(&args, &targets))?;
-    } else if failures.is_empty() {
-        none_found(ctx, &targets, args.all_namespaces);
+    match (items.is_empty(), failures.is_empty()) {
+        // The failures below say it all.
+        (true, false) => {}
+        (true, true) if tabular => none_found(ctx, &targets, args.all_namespaces),
+        _ => objects::show(&ctx.out, &items, &show(&args, &targets))?,
     }
     if failures.is_empty() || args.ignore_not_found {
         return Ok(());

@@ -206,11 +206,10 @@ async fn forward(ctx: &Ctx, pod: &Value, socket: TcpStream, port: u16) -> Outcom
         loop {
             match frames.message().await {
                 Ok(Some(StreamFrame { frame: Some(frame) })) => match frame {
-                    stream_frame::Frame::Data(bytes) => {
-                        if to_peer.write_all(&bytes).await.is_err() {
-                            return Ok(());
-                        }
-                    }
+                    stream_frame::Frame::Data(bytes) => match to_peer.write_all(&bytes).await {
+                        Ok(()) => {}
+                        Err(_) => return Ok(()),
+                    },
                     stream_frame::Frame::HalfClose(_) => {
                         let _ = to_peer.shutdown().await;
                     }
