@@ -22,6 +22,8 @@ use tracing_subscriber::EnvFilter;
 const WORKER_THREADS: usize = 2;
 const BLOCKING_THREADS_MAX: usize = 8;
 const BLOCKING_THREADS_IDLE: Duration = Duration::from_secs(1);
+/// How long the takeover of what runs may hold up the first dial.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 /// How long stopping may take.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// Removing a node's containers may take so long.
@@ -82,8 +84,10 @@ async fn run_agent(config: RunConfig) -> Result<()> {
         start_network(config.host.node_name.clone(), config.host.bridge()),
     );
     if let Some(ranges) = node.saved_ranges() {
-        let node = node.clone();
-        tokio::spawn(async move { node.begin(ranges).await });
+        let starting = node.clone();
+        tokio::spawn(async move { starting.begin(ranges).await });
+        // So that the first thing a master hears is not that a node with pods is starting.
+        let _ = tokio::time::timeout(TAKEOVER_WAIT, node.started()).await;
     }
     let session = Session::new(
         SessionConfig {

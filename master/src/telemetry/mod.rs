@@ -63,7 +63,10 @@ struct Slot {
 struct SlotState {
     /// Number of the session that may write here; 0 when none is connected.
     session: u64,
-    last_beat: Timestamp,
+    session_since: Timestamp,
+    /// `None` before the first heartbeat that this master ever had of the node.
+    last_beat: Option<Timestamp>,
+    /// Of the last heartbeat of this session; 0 before the first.
     sequence: u64,
     host: HostUsage,
     pods: Vec<PodUsage>,
@@ -90,8 +93,8 @@ impl Hub {
         }
     }
 
-    /// A session of `node` has begun; it counts as a first beat. A session of the same node before
-    /// it loses its voice.
+    /// A session of `node` has begun; whether the node can run pods is known with its first
+    /// heartbeat. A session of the same node before it loses its voice.
     pub fn connect(&self, node: &str) -> Link {
         let slot = {
             let mut nodes = self.inner.nodes.write().unwrap_or_else(PoisonError::into_inner);
@@ -105,10 +108,9 @@ impl Hub {
         {
             let mut state = slot.lock();
             state.session = session;
-            state.last_beat = Timestamp::now();
+            state.session_since = Timestamp::now();
             state.sequence = 0;
         }
-        self.bump();
         Link { hub: self.clone(), slot, session }
     }
 
@@ -143,15 +145,15 @@ impl Hub {
         let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let nodes = nodes
             .iter()
-            .map(|(name, slot)| {
+            .filter_map(|(name, slot)| {
                 let state = slot.lock();
                 let signal = NodeSignal {
-                    last_beat: state.last_beat,
+                    last_beat: state.last_beat?,
                     connected: state.session != 0,
                     host: state.host,
                     not_ready: state.not_ready.clone(),
                 };
-                (name.clone(), signal)
+                Some((name.clone(), signal))
             })
             .collect();
         Telemetry { since: self.inner.since, nodes, latency: self.inner.latency.samples() }
@@ -200,8 +202,9 @@ impl Link {
         if state.session != self.session {
             return;
         }
-        state.last_beat = Timestamp::now();
-        state.sequence = beat.sequence;
+        let first = state.sequence == 0;
+        state.last_beat = Some(Timestamp::now());
+        state.sequence = beat.sequence.max(1);
         if let Some(host) = beat.host {
             state.host = host;
         }
@@ -215,6 +218,8 @@ impl Link {
         if !same {
             state.not_ready = (!beat.not_ready_reason.is_empty())
                 .then(|| (bounded(beat.not_ready_reason), bounded(beat.not_ready_message)));
+        }
+        if first || !same {
             drop(state);
             self.hub.bump();
         }
@@ -227,7 +232,9 @@ impl Link {
 
     /// Time since the last heartbeat (or the session's beginning).
     pub fn age(&self) -> Duration {
-        let last = self.slot.lock().last_beat;
+        let state = self.slot.lock();
+        let last = state.last_beat.unwrap_or_default().max(state.session_since);
+        drop(state);
         Timestamp::now().duration_since(last).try_into().unwrap_or_default()
     }
 }
@@ -266,7 +273,9 @@ mod tests {
         let hub = Hub::new();
         let link = hub.connect("n1");
         hub.changed().await;
+        assert!(hub.signals().nodes.is_empty(), "nothing is known before the first beat");
         link.beat(beat(1, 10.0, ""));
+        hub.changed().await;
         link.beat(beat(2, 20.0, ""));
         assert!(futures::poll!(std::pin::pin!(hub.changed())).is_pending());
         link.beat(beat(3, 30.0, "RuntimeDown"));

@@ -88,9 +88,9 @@ impl Hub {
         let mut usage_by_uid = HashMap::new();
         if let Some(slot) = self.slot(name) {
             let state = slot.lock();
-            let age = now.duration_since(state.last_beat).as_millis();
+            sample.usage = state.last_beat.map(|_| state.host);
+            let age = state.last_beat.map_or(0, |at| now.duration_since(at).as_millis());
             sample.age_ms = u32::try_from(age.max(0)).unwrap_or(u32::MAX);
-            sample.usage = (state.sequence > 0).then_some(state.host);
             if with_pods {
                 usage_by_uid =
                     state.pods.iter().map(|usage| (usage.uid.clone(), usage.clone())).collect();
