@@ -67,7 +67,7 @@ impl StoreConfig {
             dir: dir.into(),
             fsync_delay: None,
             snapshot_entries: 20_000,
-            snapshot_log_bytes: 64 << 20,
+            snapshot_log_bytes: 32 << 20,
             segment_bytes: 32 << 20,
             commit_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_millis(500),
