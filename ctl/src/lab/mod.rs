@@ -25,6 +25,13 @@ pub const MASTER: &str = "master";
 pub struct State {
     pub port: u16,
     pub agents: usize,
+    /// As given to the first `up`, so that a later one starts the same programs the same way.
+    #[serde(default)]
+    pub max_pods: u32,
+    #[serde(default)]
+    pub master_args: Vec<String>,
+    #[serde(default)]
+    pub agent_args: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -133,7 +140,7 @@ mod tests {
         std::fs::create_dir(folder.path().join("lab-3")).unwrap();
         std::fs::create_dir(folder.path().join("run")).unwrap();
         std::fs::write(folder.path().join("run/lab-5.json"), "{").unwrap();
-        lab.save(State { port: 1, agents: 1 }).unwrap();
+        lab.save(State { port: 1, agents: 1, ..Default::default() }).unwrap();
         assert_eq!(lab.nodes(), ["lab-1", "lab-3", "lab-5"]);
         std::fs::write(folder.path().join("lab.json"), "{\"po").unwrap();
         assert_eq!(Lab::open(Some(folder.path().into())).unwrap().state, None);

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use timonier_proto::Kind;
+use timonier_proto::{DEFAULT_MASTER_PORT, Kind};
 use tokio::time::Instant;
 
 use super::process::{self, Record};
@@ -20,6 +20,8 @@ use crate::verbs::lab::AGENTS_DEFAULT;
 const MASTER_DEADLINE: Duration = Duration::from_secs(30);
 const NODES_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Pods that each node takes: its range of addresses holds no more.
+const MAX_PODS_DEFAULT: u32 = 250;
 /// Nodes that fit the default pod range on one machine without asking for trouble.
 const AGENTS_MAX: usize = 200;
 
@@ -27,8 +29,8 @@ const AGENTS_MAX: usize = 200;
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub agents: Option<usize>,
-    pub port: u16,
-    pub max_pods: u32,
+    pub port: Option<u16>,
+    pub max_pods: Option<u32>,
     pub master_arg: Vec<String>,
     pub agent_arg: Vec<String>,
 }
@@ -39,16 +41,17 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let (master, agent) =
         (process::program("timonier-master")?, process::program("timonier-agent")?);
     let running = process::find(&lab, MASTER);
-    check_port(&lab, &wanted, running.is_some())?;
+    let state = state(&lab, &wanted, agents);
+    check_port(&lab, state.port, running.is_some())?;
     for folder in ["", "logs", "run"] {
         let path = lab.dir.join(folder);
         std::fs::create_dir_all(&path)
             .map_err(|error| fail(format!("make folder {}: {error}", path.display())))?;
     }
-    lab.save(State { port: wanted.port, agents })?;
+    lab.save(state.clone())?;
     let started = Instant::now();
     let spinner = Spinner::start(&ctx.out);
-    let address = format!("127.0.0.1:{}", wanted.port);
+    let address = format!("127.0.0.1:{}", state.port);
     let client = Client::new(vec![address.clone()], None);
 
     spinner.say("starting the master");
@@ -57,7 +60,7 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
         None => {
             let mut args = vec!["--data-dir".into(), lab.data(MASTER).display().to_string()];
             args.extend(["--listen".into(), address.clone()]);
-            args.extend(wanted.master_arg.clone());
+            args.extend(state.master_args.clone());
             process::start(&lab, MASTER, &master, &args)?
         }
     };
@@ -71,7 +74,7 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
         let record = match process::find(&lab, &name) {
             Some(record) => record,
             None => {
-                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &address, &wanted))?
+                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &address, &state))?
             }
         };
         records.push((name, record));
@@ -98,30 +101,48 @@ fn agents(ctx: &Ctx, lab: &Lab, wanted: &Wanted) -> Outcome<usize> {
     Ok(agents.max(present))
 }
 
+/// What was asked for now, else what the lab was started with, else the defaults.
+fn state(lab: &Lab, wanted: &Wanted, agents: usize) -> State {
+    let before = lab.state.clone().unwrap_or_default();
+    let given = |now: &[String], before: Vec<String>| match now {
+        [] => before,
+        now => now.to_vec(),
+    };
+    let or = |before: u32, default: u32| if before > 0 { before } else { default };
+    let port = wanted.port.map_or(or(before.port.into(), DEFAULT_MASTER_PORT.into()), u32::from);
+    State {
+        port: u16::try_from(port).unwrap_or(DEFAULT_MASTER_PORT),
+        agents,
+        max_pods: wanted.max_pods.unwrap_or(or(before.max_pods, MAX_PODS_DEFAULT)),
+        master_args: given(&wanted.master_arg, before.master_args),
+        agent_args: given(&wanted.agent_arg, before.agent_args),
+    }
+}
+
 /// A lab stays on its port while it runs; a port that somebody else has is told before anything starts.
-fn check_port(lab: &Lab, wanted: &Wanted, running: bool) -> Outcome {
+fn check_port(lab: &Lab, port: u16, running: bool) -> Outcome {
     if running {
         return match &lab.state {
-            Some(state) if state.port != wanted.port => {
-                Err(fail(format!("the lab runs on port {}, not {}", state.port, wanted.port))
+            Some(state) if state.port != port => {
+                Err(fail(format!("the lab runs on port {}, not {}", state.port, port))
                     .hint("timonctl lab down first"))
             }
             _ => Ok(()),
         };
     }
-    TcpListener::bind(("127.0.0.1", wanted.port)).map(|_| ()).map_err(|error| {
-        fail(format!("port {} cannot be used: {}", wanted.port, crate::client::plain_io(&error)))
+    TcpListener::bind(("127.0.0.1", port)).map(|_| ()).map_err(|error| {
+        fail(format!("port {port} cannot be used: {}", crate::client::plain_io(&error)))
             .hint("--port chooses another one; another lab may be up in another folder")
     })
 }
 
-fn agent_args(lab: &Lab, name: &str, address: &str, wanted: &Wanted) -> Vec<String> {
+fn agent_args(lab: &Lab, name: &str, address: &str, state: &State) -> Vec<String> {
     let mut args: Vec<String> =
         ["--master", address, "--node-name", name].map(str::to_owned).to_vec();
     args.extend(["--data-dir".into(), lab.data(name).display().to_string()]);
     args.extend(["--bridge".into(), bridge_name(name)]);
-    args.extend(["--max-pods".into(), wanted.max_pods.to_string()]);
-    args.extend(wanted.agent_arg.clone());
+    args.extend(["--max-pods".into(), state.max_pods.to_string()]);
+    args.extend(state.agent_args.clone());
     args
 }
 

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use timonier_proto::DEFAULT_MASTER_PORT;
 
 use crate::context::Ctx;
 use crate::error::Outcome;
@@ -38,17 +37,18 @@ Examples:
   timonctl lab up                  three nodes
   timonctl lab up --agents 5       started again with more nodes, it adds them
 
+Flags that are left out are as they were at the last up.
 Needs root: agents make network interfaces and containers.")]
     Up {
         /// Nodes; default: as many as the lab has, else 3
         #[arg(long, value_name = "N")]
         agents: Option<usize>,
-        /// Port of the master
-        #[arg(long, value_name = "PORT", default_value_t = DEFAULT_MASTER_PORT)]
-        port: u16,
-        /// Pods that each node takes
-        #[arg(long, value_name = "N", default_value_t = 250)]
-        max_pods: u32,
+        /// Port of the master (7443)
+        #[arg(long, value_name = "PORT")]
+        port: Option<u16>,
+        /// Pods that each node takes (250)
+        #[arg(long, value_name = "N")]
+        max_pods: Option<u32>,
         /// A further flag for the master, as --master-arg=--log-fsync-delay=20
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
         master_arg: Vec<String>,
