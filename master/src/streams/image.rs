@@ -18,6 +18,7 @@ use timonier_proto::{ApiError, Kind, ObjectKey, Reason};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, Streaming};
 
 use super::{ClientFrames, Dialled, Streams};
@@ -29,8 +30,10 @@ const FRAMES_AHEAD_MAX: usize = 4;
 const ANSWERS_MAX: usize = 64;
 /// How long a node may take to say what it lacks.
 const WANT_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a node may take no byte, or its engine say nothing after the last one.
+/// How long a node may take no byte.
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a node's engine may say nothing: a large image takes its time to unpack.
+const LOAD_DEADLINE: Duration = Duration::from_secs(600);
 /// How long the tool may pause within the archive.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -91,14 +94,15 @@ async fn run(
     for (node, answer) in join_all(asked).await {
         match answer {
             Ok((want, feed, from_agent)) => {
+                let ended = CancellationToken::new();
                 if !want.has_image {
-                    feeds.insert(node.clone(), feed);
+                    feeds.insert(node.clone(), Feed { frames: feed, ended: ended.clone() });
                 }
                 let frame = Frame::ImageWant(ImageWant { node: node.clone(), ..want });
                 if say(&to_client, frame).await.is_err() {
                     return;
                 }
-                tails.push(tail(node, from_agent, to_client.clone()));
+                tails.push(tail(node, from_agent, to_client.clone(), ended.drop_guard()));
             }
             Err(error) => {
                 if say(&to_client, end(&node, error)).await.is_err() {
@@ -111,14 +115,31 @@ async fn run(
     futures::join!(feed_all(client, feeds, &to_client), tails);
 }
 
-type Feed = mpsc::Sender<Result<StreamFrame, Status>>;
+type Frames = mpsc::Sender<Result<StreamFrame, Status>>;
+
+/// The archive's way to one node.
+struct Feed {
+    frames: Frames,
+    /// The node has said how it ended.
+    ended: CancellationToken,
+}
+
+impl Feed {
+    /// False when the node has ended, is gone, or takes nothing for too long.
+    async fn send(&self, frame: StreamFrame) -> bool {
+        tokio::select! {
+            sent = timeout(STALL_DEADLINE, self.frames.send(Ok(frame))) => matches!(sent, Ok(Ok(()))),
+            () = self.ended.cancelled() => false,
+        }
+    }
+}
 
 /// Opens a stream to the node and hears what it lacks.
 async fn ask(
     streams: &Streams,
     node: &str,
     offer: &ImageOffer,
-) -> Result<(ImageWant, Feed, Streaming<StreamFrame>), String> {
+) -> Result<(ImageWant, Frames, Streaming<StreamFrame>), String> {
     let request = StreamRequest { request: Some(Request::Image(offer.clone())) };
     let Dialled { mut from_agent, to_agent } =
         streams.dial(node, request).await.map_err(|status| status.message().to_owned())?;
@@ -161,13 +182,10 @@ async fn feed_all(
         let last = matches!(frame.frame, Some(Frame::HalfClose(true)));
         let sends = feeds.iter().map(|(node, feed)| {
             let frame = frame.clone();
-            async move {
-                let sent = timeout(STALL_DEADLINE, feed.send(Ok(frame))).await;
-                (!matches!(sent, Ok(Ok(())))).then(|| node.clone())
-            }
+            async move { (!feed.send(frame).await).then(|| node.clone()) }
         });
-        let stalled: Vec<String> = join_all(sends).await.into_iter().flatten().collect();
-        for node in stalled {
+        let over: Vec<String> = join_all(sends).await.into_iter().flatten().collect();
+        for node in over {
             feeds.remove(&node);
         }
         if last {
@@ -175,14 +193,19 @@ async fn feed_all(
         }
     }
     // The agents may still be loading: their streams stay open until they have said how it ended.
-    let waits = feeds.values().map(Feed::closed);
-    let _ = timeout(STALL_DEADLINE * 5, join_all(waits)).await;
+    let ends = feeds.values().map(|feed| feed.ended.cancelled());
+    let _ = timeout(LOAD_DEADLINE, join_all(ends)).await;
 }
 
 /// Hands on what one node says, until its end.
-async fn tail(node: String, mut from_agent: Streaming<StreamFrame>, to_client: ToClient) {
+async fn tail(
+    node: String,
+    mut from_agent: Streaming<StreamFrame>,
+    to_client: ToClient,
+    _ended: DropGuard,
+) {
     let error = loop {
-        match timeout(STALL_DEADLINE * 5, from_agent.message()).await {
+        match timeout(LOAD_DEADLINE, from_agent.message()).await {
             Ok(Ok(Some(StreamFrame { frame: Some(frame) }))) => {
                 let frame = match frame {
                     Frame::End(ended) => {

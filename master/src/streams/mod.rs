@@ -7,6 +7,8 @@
 mod image;
 mod pipe;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::pin::Pin;
