@@ -26,6 +26,8 @@ pub struct Options {
     pub agent_args: Vec<String>,
     /// Where the master keeps its data; a folder of the cluster's own by default.
     pub master_dir: Option<PathBuf>,
+    /// Addresses of all pods; a /16 of the cluster's own by default, which is 255 nodes.
+    pub cluster_range: Option<String>,
 }
 
 pub struct Cluster {
@@ -109,11 +111,13 @@ impl Cluster {
         let data = self.options.master_dir.clone().unwrap_or(self.dir.path().join("master"));
         let log =
             File::options().create(true).append(true).open(self.dir.path().join("master.log"))?;
+        let own_range = format!("10.{}.0.0/16", 128 + self.id);
+        let cluster_range = self.options.cluster_range.clone().unwrap_or(own_range);
         let mut command = Command::new(binary("timonier-master")?);
         command
             .args(["--listen", &self.address(), "--data-dir"])
             .arg(data)
-            .args(["--cluster-range", &format!("10.{}.0.0/16", 128 + self.id)])
+            .args(["--cluster-range", &cluster_range])
             .args(["--service-range", &format!("10.97.{}.0/24", self.id)])
             .args(&self.options.master_args)
             .stdout(Stdio::null())

@@ -154,6 +154,17 @@ pub fn node_range(
     node: &str,
     preferred: Option<&str>,
 ) -> Result<String, IpamError> {
+    node_range_beside(snapshot, cluster_range, node, preferred, &BTreeSet::new())
+}
+
+/// As [`node_range`]; `also_taken` are ranges that are being given to other nodes just now.
+pub fn node_range_beside(
+    snapshot: &Snapshot,
+    cluster_range: &str,
+    node: &str,
+    preferred: Option<&str>,
+    also_taken: &BTreeSet<&str>,
+) -> Result<String, IpamError> {
     let cluster = Range::parse(cluster_range)?;
     if let Some(own) = snapshot
         .get::<Node>("", node)
@@ -166,6 +177,7 @@ pub fn node_range(
         .list::<Node>(None)
         .filter(|n| n.metadata.name.as_deref() != Some(node))
         .filter_map(|n| n.spec.as_ref()?.pod_cidr.as_deref())
+        .chain(also_taken.iter().copied())
         .collect();
     if let Some(range) = preferred.and_then(|text| Range::parse(text).ok())
         && range.prefix_bits == NODE_PREFIX_BITS

@@ -76,8 +76,7 @@ struct Inner {
     registry: Arc<Registry>,
     streams: Streams,
     follower: mpsc::Sender<follower::Command>,
-    /// Nodes get their pod range one after the other, so that no two get the same.
-    registering: tokio::sync::Mutex<()>,
+    promises: node::Promises,
     shutdown: CancellationToken,
 }
 
@@ -102,7 +101,7 @@ impl Sessions {
                 registry,
                 streams,
                 follower,
-                registering: tokio::sync::Mutex::default(),
+                promises: node::Promises::default(),
                 shutdown,
             }),
         }

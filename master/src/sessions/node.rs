@@ -3,7 +3,8 @@
 //!
 //! Conditions, taints and cordons are others' and stay as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
@@ -11,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_master_core::ipam;
 use timonier_master_core::op::{Op, Precondition, Txn};
+use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::{Hello, NodeCapacity};
 use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason};
 
@@ -23,17 +25,62 @@ const TRIES_MAX: usize = 10;
 /// Most labels an agent may give its node.
 const LABELS_MAX: usize = 64;
 
+/// Pod ranges promised to nodes whose objects are not stored yet, so that many can register at the
+/// same time and no two get the same.
+#[derive(Debug, Default)]
+pub struct Promises {
+    /// By node.
+    ranges: Mutex<HashMap<String, String>>,
+}
+
+/// One promise, kept until it is in the store or the registration failed.
+struct Promise<'a> {
+    promises: &'a Promises,
+    node: &'a str,
+    range: String,
+}
+
+impl Promises {
+    /// The state, and a range that nobody has in it or was promised.
+    fn make<'a>(
+        &'a self,
+        inner: &Inner,
+        hello: &'a Hello,
+    ) -> Result<(Snapshot, Promise<'a>), ApiError> {
+        let node = hello.node_name.as_str();
+        let preferred = Some(hello.pod_range.as_str()).filter(|range| !range.is_empty());
+        let mut ranges = self.lock();
+        // Within the lock: what was promised before is in this snapshot, or still in `ranges`.
+        let snapshot = inner.store.snapshot();
+        let others = ranges.iter().filter(|(other, _)| *other != node);
+        let promised = others.map(|(_, range)| range.as_str()).collect();
+        let cluster = &inner.settings.cluster_range;
+        let range = ipam::node_range_beside(&snapshot, cluster, node, preferred, &promised)
+            .map_err(|error| {
+                let text = format!("cannot register node {node}: {error}; hint: start the master with a larger --cluster-range");
+                ApiError::new(Reason::Unavailable, text)
+            })?;
+        ranges.insert(node.to_owned(), range.clone());
+        Ok((snapshot, Promise { promises: self, node, range }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.promises.lock().remove(self.node);
+    }
+}
+
 /// Creates or renews the Node object; its pod range.
 pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
-    let _turn = inner.registering.lock().await;
     let name = &hello.node_name;
     for _ in 0..TRIES_MAX {
-        let snapshot = inner.store.snapshot();
-        let preferred = Some(hello.pod_range.as_str()).filter(|range| !range.is_empty());
-        let range = ipam::node_range(&snapshot, &inner.settings.cluster_range, name, preferred)
-            .map_err(|error| {
-                ApiError::new(Reason::Unavailable, format!("cannot register node {name}: {error}"))
-            })?;
+        let (snapshot, promise) = inner.promises.make(inner, hello)?;
+        let range = promise.range.clone();
         let Some(txn) = transaction(snapshot.get::<Node>("", name).map(|n| &**n), hello, &range)
         else {
             return Ok(range);

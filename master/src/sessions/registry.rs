@@ -106,7 +106,7 @@ impl Registry {
     pub fn cut_off_silent(&self, silence_max: Duration) -> Vec<String> {
         let by_node = self.lock();
         let silent = by_node.values().filter(|entry| {
-            entry.claim.link.age() > silence_max && !entry.claim.cancel.is_cancelled()
+            entry.claim.link.silence() > silence_max && !entry.claim.cancel.is_cancelled()
         });
         silent
             .map(|entry| {

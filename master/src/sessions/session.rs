@@ -49,6 +49,8 @@ pub async fn open(
     // From here on the name is given back whatever happens.
     let guard = Guard { registry: inner.registry.clone(), claim: claim.clone() };
     let pod_range = node::register(inner, &hello).await?;
+    // Silence counts from here: registering may have taken its time.
+    claim.link.welcome();
     let welcome = welcome(inner, &claim, pod_range);
     claim
         .send(MasterMessage { message: Some(Down::Welcome(welcome)) })

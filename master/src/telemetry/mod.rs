@@ -63,7 +63,8 @@ struct Slot {
 struct SlotState {
     /// Number of the session that may write here; 0 when none is connected.
     session: u64,
-    session_since: Timestamp,
+    /// When the agent was told that it may beat; `None` before.
+    welcomed: Option<Timestamp>,
     /// `None` before the first heartbeat that this master ever had of the node.
     last_beat: Option<Timestamp>,
     /// Of the last heartbeat of this session; 0 before the first.
@@ -108,7 +109,7 @@ impl Hub {
         {
             let mut state = slot.lock();
             state.session = session;
-            state.session_since = Timestamp::now();
+            state.welcomed = None;
             state.sequence = 0;
         }
         Link { hub: self.clone(), slot, session }
@@ -230,10 +231,16 @@ impl Link {
         self.hub.inner.latency.add(beats, Timestamp::now());
     }
 
-    /// Time since the last heartbeat (or the session's beginning).
-    pub fn age(&self) -> Duration {
+    /// From now on the agent is expected to beat.
+    pub fn welcome(&self) {
+        self.slot.lock().welcomed = Some(Timestamp::now());
+    }
+
+    /// How long nothing has been heard, though something was expected.
+    pub fn silence(&self) -> Duration {
         let state = self.slot.lock();
-        let last = state.last_beat.unwrap_or_default().max(state.session_since);
+        let Some(welcomed) = state.welcomed else { return Duration::ZERO };
+        let last = state.last_beat.map_or(welcomed, |beat| beat.max(welcomed));
         drop(state);
         Timestamp::now().duration_since(last).try_into().unwrap_or_default()
     }

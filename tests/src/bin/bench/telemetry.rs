@@ -62,7 +62,10 @@ struct Pushed {
 }
 
 async fn push() -> Result<Pushed> {
-    let mut cluster = Cluster::start(Options::default()).await?;
+    // A /24 for each of a thousand nodes.
+    let range = Some("10.128.0.0/10".to_owned());
+    let mut cluster =
+        Cluster::start(Options { cluster_range: range, ..Options::default() }).await?;
     let mut agents = tokio::task::JoinSet::new();
     for index in 0..AGENTS {
         agents.spawn(simulate(cluster.address(), index));
