@@ -275,10 +275,8 @@ fn dirty(batch: &[Arc<Change>], snapshot: &Snapshot) -> Dirty {
                 };
                 dirty.networks |= isolated(&change.before) || isolated(&change.after);
             }
-            Kind::Node => {
-                if snapshot.get::<Node>("", &change.key.name).is_none() {
-                    dirty.nodes_gone.insert(change.key.name.clone());
-                }
+            Kind::Node if snapshot.get::<Node>("", &change.key.name).is_none() => {
+                dirty.nodes_gone.insert(change.key.name.clone());
             }
             _ => {}
         }

@@ -180,12 +180,7 @@ async fn a_hello_makes_a_node_with_a_range_of_its_own() {
     // A node whose object is deleted registers anew.
     let key = ObjectKey::cluster(Kind::Node, "n1");
     master.store.commit(Txn::of(vec![Op::Remove { key, uid: None }])).await.unwrap();
-    loop {
-        match timeout(DEADLINE, again.down.message()).await.unwrap() {
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => break,
-        }
-    }
+    while let Ok(Some(_)) = timeout(DEADLINE, again.down.message()).await.unwrap() {}
 }
 
 #[tokio::test]
