@@ -49,10 +49,8 @@ pub fn main() -> ExitCode {
             return code.into();
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(run(cli, out.clone(), None));

@@ -70,7 +70,9 @@ impl Selector {
                 other => {
                     return Err(SelectorError {
                         text: expression.key.clone(),
-                        why: format!("operator {other:?} is none of In, NotIn, Exists, DoesNotExist"),
+                        why: format!(
+                            "operator {other:?} is none of In, NotIn, Exists, DoesNotExist"
+                        ),
                     });
                 }
             };

@@ -83,7 +83,9 @@ impl Figures {
     pub fn line(&self, name: &str, extra: &[(&str, f64)]) -> String {
         let mut line = Map::new();
         line.insert("name".into(), json!(name));
-        for key in self.rounds.first().map(|r| r.keys().cloned().collect()).unwrap_or(Vec::new()) {
+        let keys: Vec<String> =
+            self.rounds.first().map(|round| round.keys().cloned().collect()).unwrap_or_default();
+        for key in keys {
             let value = self.median(&key);
             line.insert(key, rounded(value));
         }

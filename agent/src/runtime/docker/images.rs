@@ -129,11 +129,7 @@ pub(super) async fn layers(docker: &Docker) -> Result<Vec<Vec<String>>, RuntimeE
     Ok(found.into_iter().flatten().map(|image| image.layers).collect())
 }
 
-pub(super) async fn tag(
-    docker: &Docker,
-    image: &str,
-    reference: &str,
-) -> Result<(), RuntimeError> {
+pub(super) async fn tag(docker: &Docker, image: &str, reference: &str) -> Result<(), RuntimeError> {
     let full = with_tag(reference);
     let (repository, tag) = full.rsplit_once(':').unwrap_or((&full, "latest"));
     let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
