@@ -2,6 +2,7 @@
 //! is asked to stop.
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ fn start(invocation: Invocation) -> Result<()> {
     let filter = EnvFilter::try_new(invocation.log());
     tracing_subscriber::fmt()
         .with_env_filter(filter.as_ref().map_or_else(|_| EnvFilter::new("info"), Clone::clone))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     filter.with_context(|| format!("read the log filter {:?}", invocation.log()))?;
