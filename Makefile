@@ -34,7 +34,7 @@ test: ## all tests, end to end on real Docker among them
 	@deploy/setup.sh --with registry
 	@deploy/images/build.sh web
 	cargo build --workspace --bins
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 verify: check-format check-lints check-purity check-scripts check-licences ## format, lints, licences; changes nothing
 

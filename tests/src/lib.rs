@@ -5,5 +5,6 @@
 
 pub mod cluster;
 pub mod docker;
+pub mod engine;
 pub mod measure;
 pub mod wait;

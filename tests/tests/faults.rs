@@ -1,13 +1,13 @@
 //! What dies and comes back: agent, master, Docker, the disk.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use timonier_proto::Kind;
 use timonier_tests::cluster::{Cluster, Options, condition};
+use timonier_tests::engine::Engine;
 use timonier_tests::{docker, wait};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -199,93 +199,12 @@ async fn a_full_disk_refuses_writes_clearly_and_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A Docker engine of the test's own, so that stopping it stops nobody else's containers.
-struct PrivateEngine {
-    dir: tempfile::TempDir,
-    child: Option<Child>,
-}
-
-impl PrivateEngine {
-    async fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("timonier-engine-").tempdir()?;
-        let mut engine = Self { dir, child: None };
-        engine.start_daemon().await?;
-        let load = format!(
-            "docker save timonier/web:v1 | docker -H unix://{} load",
-            engine.socket().display()
-        );
-        let status = Command::new("sh").args(["-c", &load]).stdout(Stdio::null()).status()?;
-        ensure!(status.success(), "copy the image: {status}");
-        Ok(engine)
-    }
-
-    fn socket(&self) -> std::path::PathBuf {
-        self.dir.path().join("docker.sock")
-    }
-
-    async fn start_daemon(&mut self) -> Result<()> {
-        let path = |name: &str| self.dir.path().join(name);
-        let log = std::fs::File::create(path("dockerd.log"))?;
-        let child = Command::new("dockerd")
-            .arg("--data-root")
-            .arg(path("data"))
-            .arg("--exec-root")
-            .arg(path("exec"))
-            .arg("--pidfile")
-            .arg(path("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", self.socket().display()))
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("start dockerd")?;
-        self.child = Some(child);
-        let socket = self.socket();
-        wait::until("the private Docker to answer", MINUTE, || async {
-            let engine = bollard::Docker::connect_with_unix(
-                &socket.to_string_lossy(),
-                5,
-                bollard::API_DEFAULT_VERSION,
-            )?;
-            engine.ping().await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// SIGTERM: the daemon stops its containers and itself.
-    fn stop(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-            child.wait()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for PrivateEngine {
-    fn drop(&mut self) {
-        let _ = self.stop();
-        unmount_below(self.dir.path());
-    }
-}
-
-fn unmount_below(dir: &Path) {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-        if Path::new(target).starts_with(dir) {
-            let _ = Command::new("umount").args(["-l", target]).status();
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_docker_makes_the_node_not_ready_and_is_reconciled_when_it_is_back() -> Result<()>
 {
-    let mut engine = PrivateEngine::start().await?;
-    let socket = engine.socket().display().to_string();
+    let mut engine = Engine::start().await?;
+    engine.copy_image("timonier/web:v1")?;
+    let socket = engine.socket();
     let cluster = Cluster::start(Options {
         agents: 1,
         agent_args: vec!["--docker-socket".into(), socket],

@@ -5,102 +5,29 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use timonier_tests::cluster::{Cluster, Options};
+use timonier_tests::engine::{Engine, run};
 use timonier_tests::wait;
 
-const ENGINE_DEADLINE: Duration = Duration::from_secs(60);
-
-fn docker(args: &[&str]) -> Result<String> {
-    let output = Command::new("docker").args(args).output().context("run docker")?;
-    ensure!(
-        output.status.success(),
-        "docker {}: {}",
-        args.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// A second engine with no images, as another host would have.
-struct EmptyEngine {
-    dir: tempfile::TempDir,
-    child: Child,
-}
-
-impl EmptyEngine {
-    async fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("timonier-engine-").tempdir()?;
-        let path = |name: &str| dir.path().join(name);
-        let child = Command::new("dockerd")
-            .arg("--data-root")
-            .arg(path("data"))
-            .arg("--exec-root")
-            .arg(path("exec"))
-            .arg("--pidfile")
-            .arg(path("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", path("docker.sock").display()))
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(path("dockerd.log"))?)
-            .spawn()
-            .context("start dockerd")?;
-        let engine = Self { dir, child };
-        let socket = engine.socket();
-        wait::until("the empty Docker to answer", ENGINE_DEADLINE, || async {
-            bollard::Docker::connect_with_unix(&socket, 5, bollard::API_DEFAULT_VERSION)?
-                .ping()
-                .await?;
-            Ok(())
-        })
-        .await?;
-        Ok(engine)
-    }
-
-    fn socket(&self) -> String {
-        self.dir.path().join("docker.sock").display().to_string()
-    }
-
-    fn images(&self) -> Result<String> {
-        docker(&[
-            "-H",
-            &format!("unix://{}", self.socket()),
-            "images",
-            "--format",
-            "{{.Repository}}:{{.Tag}}",
-        ])
-    }
-}
-
-impl Drop for EmptyEngine {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-        for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-            if std::path::Path::new(target).starts_with(self.dir.path()) {
-                let _ = Command::new("umount").args(["-l", target]).status();
-            }
-        }
-    }
+fn images(engine: &Engine) -> Result<String> {
+    engine.docker(&["images", "--format", "{{.Repository}}:{{.Tag}}"])
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_streamed_to_a_node_without_a_registry_and_not_sent_twice() -> Result<()> {
-    let engine = EmptyEngine::start().await?;
+    let engine = Engine::start().await?;
     let agent_args = vec!["--docker-socket".into(), engine.socket()];
     let cluster = Cluster::start(Options { agents: 1, agent_args, ..Options::default() }).await?;
-    assert!(!engine.images()?.contains("timonier/web"), "the node begins without the image");
+    assert!(!images(&engine)?.contains("timonier/web"), "the node begins without the image");
     cluster.ctl(&["image", "load", "timonier/web:v1"]).await?.ok()?;
-    assert!(engine.images()?.contains("timonier/web:v1"), "{}", engine.images()?);
+    assert!(images(&engine)?.contains("timonier/web:v1"), "{}", images(&engine)?);
     let again = cluster.ctl(&["image", "load", "timonier/web:v1"]).await?.ok()?;
     assert!(again.contains("already"), "{again}");
 
     let archive = cluster.dir().join("v2.tar");
     let archive = archive.to_str().context("a path in UTF-8")?;
-    docker(&["save", "-o", archive, "timonier/web:v2"])?;
+    run("docker", &["save", "-o", archive, "timonier/web:v2"])?;
     cluster.ctl(&["image", "load", archive]).await?.ok()?;
-    assert!(engine.images()?.contains("timonier/web:v2"), "{}", engine.images()?);
+    assert!(images(&engine)?.contains("timonier/web:v2"), "{}", images(&engine)?);
     cluster
         .apply("apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: 'timonier/web:v2', imagePullPolicy: Never}]}")
         .await?;
@@ -161,10 +88,10 @@ impl Drop for Registry {
 async fn an_image_is_pulled_from_a_registry_and_a_missing_tag_is_explained() -> Result<()> {
     let registry = Registry::start().await?;
     let image = format!("{}/course/web:v1", registry.address);
-    docker(&["tag", "timonier/web:v1", &image])?;
-    docker(&["push", &image])?;
-    docker(&["rmi", &image])?;
-    let engine = EmptyEngine::start().await?;
+    run("docker", &["tag", "timonier/web:v1", &image])?;
+    run("docker", &["push", &image])?;
+    run("docker", &["rmi", &image])?;
+    let engine = Engine::start().await?;
     let agent_args = vec!["--docker-socket".into(), engine.socket()];
     let cluster = Cluster::start(Options { agents: 1, agent_args, ..Options::default() }).await?;
     let pod = |name: &str, image: &str| {

@@ -51,10 +51,10 @@ async fn the_torn_end_of_the_last_write_is_cut() {
         let first_sector = last.next_multiple_of(SECTOR);
         // The sector that the record begins in holds the end of the one before, too.
         let kept = if torn.start == 0 { last..first_sector } else { last..last };
-        for at in last..bytes.len() {
+        for (at, byte) in bytes.iter_mut().enumerate().skip(last) {
             let in_torn = at >= first_sector + torn.start && at < first_sector + torn.end;
             if !in_torn && !kept.contains(&at) {
-                bytes[at] = 0;
+                *byte = 0;
             }
         }
         std::fs::write(&path, &bytes).unwrap();
