@@ -62,8 +62,7 @@ fn a_created_object_begins_at_generation_one_under_its_revision() {
     assert_eq!(applied.changes[0].before, None);
     assert_eq!(applied.changes[0].after, Some(Object::Deployment(stored.clone())));
     // A kind without a spec has no generation.
-    let mut map = ConfigMap::default();
-    map.metadata = pod("m").metadata;
+    let map = ConfigMap { metadata: pod("m").metadata, ..ConfigMap::default() };
     one(&mut snapshot, Op::Create(map.into_object())).unwrap();
     let stored = snapshot.get::<ConfigMap>("default", "m").unwrap();
     assert_eq!(stored.metadata.generation, None);
