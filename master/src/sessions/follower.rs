@@ -140,9 +140,14 @@ impl Follower {
         match command {
             Command::Join(claim) => {
                 let node = claim.node.clone();
-                self.sessions.insert(node.clone(), Joined { claim, at: 0 });
                 // Newer than the services at hand, maybe: what is missing comes with the changes.
                 let snapshot = self.store.snapshot();
+                if snapshot.get::<Node>("", &node).is_none() {
+                    // Deleted since it registered, and that change may have been told before.
+                    claim.cancel.cancel();
+                    return;
+                }
+                self.sessions.insert(node.clone(), Joined { claim, at: 0 });
                 self.send_complete(&snapshot, &node);
             }
             Command::Leave(claim) => {
