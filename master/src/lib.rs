@@ -7,6 +7,7 @@
 pub mod config;
 pub mod driver;
 pub mod grpc;
+mod incoming;
 pub mod server;
 pub mod sessions;
 pub mod stamp;

@@ -10,12 +10,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
+use crate::incoming;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::{Store, StoreConfig, StoreError};
 use crate::telemetry::Hub;
@@ -120,7 +120,7 @@ async fn serve(
     sessions: Sessions,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming::incoming(listener);
     Server::builder()
         .http2_keepalive_interval(Some(grpc::KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))

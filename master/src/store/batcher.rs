@@ -1,16 +1,18 @@
-//! Merges the transactions that wait into one log entry, so that they share one fsync. Keeps a
-//! bounded number of entries under way: while one is written, the next is gathered.
+//! Merges the transactions that wait into one log entry, so that they share one fsync. One entry is
+//! under way at a time: while it is written, the next one's transactions wait in the queue.
+//!
+//! Openraft writes one entry after the other, so more of them would only be smaller.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::error::{ClientWriteError, Fatal};
+use openraft::error::{ClientWriteError, Fatal, RaftError};
 use timonier_master_core::op::Txn;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::CommitError;
-use super::log::{Promise, Space};
+use super::log::Space;
 use super::raft::{Batch, Raft, Verdict, Waiting};
 
 /// Transactions that wait to be gathered; a caller past this waits to be queued.
@@ -19,10 +21,7 @@ pub const QUEUE_MAX: usize = 4096;
 const BATCH_TXNS_MAX: usize = 1024;
 /// …and bytes, though a transaction alone may have more.
 const BATCH_BYTES_MAX: u64 = 1 << 20;
-/// Entries that were proposed and not yet applied. Openraft writes one after the other, so more
-/// only make the batches smaller.
-const ENTRIES_MAX: usize = 2;
-/// An entry takes at most this part of a segment, so that all under way fit the next one.
+/// An entry takes at most this part of a segment, so that what is under way fits the next one.
 const SEGMENT_PARTS: u64 = 8;
 
 /// A transaction that waits, with its JSON: encoding is done by each caller, at the same time.
@@ -73,11 +72,9 @@ impl Gathered {
 impl Batcher {
     /// Runs until `closing`; then refuses what is queued, and waits for what was proposed.
     pub async fn run(mut self) {
-        let under_way = Arc::new(Semaphore::new(ENTRIES_MAX));
         // The one that did not fit the last entry.
         let mut left = None;
         loop {
-            let Ok(permit) = under_way.clone().acquire_owned().await else { break };
             let first = match left.take() {
                 Some(request) => Some(request),
                 None => tokio::select! {
@@ -90,14 +87,12 @@ impl Batcher {
             let mut gathered = Gathered::default();
             gathered.add(first);
             left = self.gather(&mut gathered);
-            self.propose(gathered, permit).await;
+            self.propose(gathered).await;
         }
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
             let _ = request.answer.send(Err(CommitError::ShuttingDown));
         }
-        let all = u32::try_from(ENTRIES_MAX).unwrap_or(u32::MAX);
-        let _ = under_way.acquire_many(all).await;
     }
 
     /// Adds what is queued, up to the bounds; answers the one that did not fit.
@@ -113,10 +108,11 @@ impl Batcher {
         None
     }
 
-    async fn propose(&self, mut gathered: Gathered, permit: OwnedSemaphorePermit) {
+    /// Returns when the entry is applied, or will not be by this master.
+    async fn propose(&self, mut gathered: Gathered) {
         gathered.encoded.push(b']');
         let waiting = Arc::new(Waiting::new(gathered.callers));
-        let promise = match self.space.promise(gathered.encoded.len()).await {
+        let _promise = match self.space.promise(gathered.encoded.len()).await {
             Ok(promise) => promise,
             Err(why) => return waiting.refuse(&CommitError::StorageFailure(why)),
         };
@@ -125,37 +121,17 @@ impl Batcher {
             encoded: Bytes::from(gathered.encoded),
             waiting: Some(waiting.clone()),
         };
-        let failure = self.failure.clone();
-        match self.raft.client_write_ff(batch).await {
-            Ok(outcome) => {
-                tokio::spawn(finish(outcome, waiting, failure, (permit, promise)));
+        // The state machine answers the callers; what is left are the entries that never get there.
+        match self.raft.client_write(batch).await {
+            Ok(_) => {}
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                waiting.refuse(&CommitError::NotLeader { leader: forward.leader_id });
             }
-            Err(fatal) => waiting.refuse(&stopped(&fatal, &failure)),
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                waiting.refuse(&CommitError::StorageFailure(error.to_string()));
+            }
+            Err(RaftError::Fatal(fatal)) => waiting.refuse(&stopped(&fatal, &self.failure)),
         }
-    }
-}
-
-type Outcome = Result<
-    openraft::raft::ClientWriteResponse<super::raft::Types>,
-    ClientWriteError<u64, openraft::BasicNode>,
->;
-
-/// The state machine answers the callers; what is left are the entries that never got there.
-async fn finish(
-    outcome: impl Future<Output = Result<Outcome, impl Sized>>,
-    waiting: Arc<Waiting>,
-    failure: watch::Sender<Option<String>>,
-    _held: (OwnedSemaphorePermit, Promise),
-) {
-    match outcome.await {
-        Ok(Ok(_)) => {}
-        Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
-            waiting.refuse(&CommitError::NotLeader { leader: forward.leader_id });
-        }
-        Ok(Err(ClientWriteError::ChangeMembershipError(error))) => {
-            waiting.refuse(&CommitError::StorageFailure(error.to_string()));
-        }
-        Err(_) => waiting.refuse(&stopped(&Fatal::Stopped, &failure)),
     }
 }
 

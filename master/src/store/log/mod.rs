@@ -31,7 +31,7 @@ use self::writer::{Answer, Command, Pending, Writer};
 use super::StoreError;
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
 
-pub(super) use self::space::{Promise, Space};
+pub(super) use self::space::Space;
 
 /// Writes under way; openraft itself waits for each, so this is never reached.
 const COMMANDS_MAX: usize = 64;

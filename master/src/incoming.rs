@@ -1,0 +1,95 @@
+//! The connections that the master accepts, with their writes gathered.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::{Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+
+/// The connections of a listener.
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Gathering<TcpStream>>> {
+    let streams = TcpIncoming::from(listener).with_nodelay(Some(true));
+    streams.map(|stream| stream.map(Gathering::new))
+}
+
+/// Before it writes, it lets the other tasks that are ready go first, once.
+///
+/// One log entry answers many callers at the same moment. Each answer wakes its connection, which
+/// would write it at once; like this all of them go out in one system call.
+#[derive(Debug)]
+pub struct Gathering<S> {
+    stream: S,
+    waited: bool,
+}
+
+impl<S> Gathering<S> {
+    pub fn new(stream: S) -> Self {
+        Self { stream, waited: false }
+    }
+
+    fn poll_turn(&mut self, context: &Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.waited, true) {
+            return Poll::Ready(());
+        }
+        // A task that wakes itself goes to the end of the line.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(context));
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
+        self.waited = false;
+        Poll::Ready(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(context));
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices));
+        self.waited = false;
+        Poll::Ready(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Connected for Gathering<TcpStream> {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
