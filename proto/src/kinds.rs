@@ -5,7 +5,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
+use k8s_openapi::api::{
+    apps::v1 as apps, core::v1 as core, policy::v1 as policy, rbac::v1 as rbac,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +124,15 @@ kinds! {
     Endpoints: core::Endpoints, "", "v1", "endpoints", "endpoints", ["ep"], true;
     Event: core::Event, "", "v1", "events", "event", ["ev"], true;
     LatencyAutoscaler: LatencyAutoscaler, "autoscaling.timonier.io", "v1", "latencyautoscalers", "latencyautoscaler", ["la"], true;
+    Secret: core::Secret, "", "v1", "secrets", "secret", [], true;
+    ServiceAccount: core::ServiceAccount, "", "v1", "serviceaccounts", "serviceaccount", ["sa"], true;
+    ResourceQuota: core::ResourceQuota, "", "v1", "resourcequotas", "resourcequota", ["quota"], true;
+    LimitRange: core::LimitRange, "", "v1", "limitranges", "limitrange", ["limits"], true;
+    PodDisruptionBudget: policy::PodDisruptionBudget, "policy", "v1", "poddisruptionbudgets", "poddisruptionbudget", ["pdb"], true;
+    Role: rbac::Role, "rbac.authorization.k8s.io", "v1", "roles", "role", [], true;
+    RoleBinding: rbac::RoleBinding, "rbac.authorization.k8s.io", "v1", "rolebindings", "rolebinding", [], true;
+    ClusterRole: rbac::ClusterRole, "rbac.authorization.k8s.io", "v1", "clusterroles", "clusterrole", [], false;
+    ClusterRoleBinding: rbac::ClusterRoleBinding, "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "clusterrolebinding", [], false;
 }
 
 impl Kind {

@@ -112,7 +112,8 @@ pub fn page(item: &Item, related: &Related, now: Timestamp) -> String {
         Kind::ConfigMap => workload::config_map(&mut page, object),
         Kind::Namespace => workload::namespace(&mut page, object),
         Kind::LatencyAutoscaler => workload::latency_autoscaler(&mut page, object),
-        Kind::Endpoints | Kind::Event => workload::plain(&mut page, object),
+        Kind::Secret => workload::secret(&mut page, object),
+        _ => workload::plain(&mut page, object),
     }
     if let Some(events) = &related.events {
         write_events(&mut page, events);

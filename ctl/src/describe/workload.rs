@@ -222,6 +222,25 @@ pub(super) fn latency_autoscaler(page: &mut Page, object: &Value) {
 }
 
 /// Kinds without a page of their own are shown whole.
+/// How long each value is, never what it is.
+pub(super) fn secret(page: &mut Page, object: &Value) {
+    page.head(object, true);
+    page.labels(object);
+    page.field(0, "Type", object.text("type"));
+    page.line(0, "");
+    page.line(0, "Data");
+    page.line(0, "====");
+    for (key, value) in object.pairs("data") {
+        page.line(0, format!("{key}:  {} bytes", decoded_len(value)));
+    }
+}
+
+/// Of base64 with its padding.
+fn decoded_len(base64: &str) -> usize {
+    let padding = base64.bytes().rev().take_while(|b| *b == b'=').count();
+    (base64.len() / 4 * 3).saturating_sub(padding)
+}
+
 pub(super) fn plain(page: &mut Page, object: &Value) {
     let text = yaml::yaml(object).unwrap_or_default();
     text.lines().for_each(|line| page.line(0, line));

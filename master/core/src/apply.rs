@@ -262,6 +262,8 @@ macro_rules! for_spec_and_status {
             (Object::Deployment($a), Object::Deployment($b)) => $body,
             (Object::ReplicaSet($a), Object::ReplicaSet($b)) => $body,
             (Object::LatencyAutoscaler($a), Object::LatencyAutoscaler($b)) => $body,
+            (Object::ResourceQuota($a), Object::ResourceQuota($b)) => $body,
+            (Object::PodDisruptionBudget($a), Object::PodDisruptionBudget($b)) => $body,
             _ => $other,
         }
     };

@@ -40,8 +40,9 @@ enum Quick {
 /// What an answer changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The failure is one that counts, and is worth an event.
-    pub(super) counted_failure: bool,
+    /// The failure is worth an event: one that counts, and not the very first look at a container
+    /// that is still coming up, unless that one decides.
+    pub(super) told: bool,
     /// The failure threshold is reached.
     pub(super) failed: bool,
 }
@@ -82,7 +83,7 @@ impl ProbeState {
 
     pub(super) fn answer(&mut self, now: Timestamp, ok: bool) -> Verdict {
         self.in_flight = false;
-        let none = Verdict { counted_failure: false, failed: false };
+        let none = Verdict { told: false, failed: false };
         let period = SignedDuration::from_secs(self.plan.period_s);
         if ok {
             self.failures = 0;
@@ -93,6 +94,7 @@ impl ProbeState {
             return none;
         }
         self.successes = 0;
+        let first_look = self.quick == Quick::Before;
         match self.quick {
             Quick::Looking { until, step_ms } if now < until => {
                 self.look_again(now, until, step_ms);
@@ -109,7 +111,7 @@ impl ProbeState {
         if failed {
             self.passed = false;
         }
-        Verdict { counted_failure: true, failed }
+        Verdict { told: !first_look || failed, failed }
     }
 
     fn look_again(&mut self, now: Timestamp, until: Timestamp, step_ms: i64) {
@@ -139,7 +141,7 @@ mod tests {
             assert!(!state.take_due(now), "one at a time");
             let at_ms = now.as_millisecond();
             let verdict = state.answer(now, at_ms >= ok_after_ms);
-            seen.push((at_ms, verdict.counted_failure, verdict.failed));
+            seen.push((at_ms, verdict.told, verdict.failed));
             if verdict.failed || state.passed() {
                 break;
             }
@@ -151,8 +153,8 @@ mod tests {
     fn quick_looks_fill_the_first_period_and_do_not_count() {
         let state = ProbeState::new(PLAN, Timestamp::UNIX_EPOCH, false, true);
         let seen = run(state, i64::MAX);
-        let counted: Vec<i64> = seen.iter().filter(|s| s.1).map(|s| s.0).collect();
-        assert_eq!(counted, [0, 1000, 2000]);
+        let told: Vec<i64> = seen.iter().filter(|s| s.1).map(|s| s.0).collect();
+        assert_eq!(told, [1000, 2000], "the first look counts and is not told");
         let times: Vec<i64> = seen.iter().map(|s| s.0).collect();
         assert_eq!(times, [0, 50, 150, 350, 750, 1000, 2000]);
         assert!(seen.last().unwrap().2);

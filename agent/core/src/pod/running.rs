@@ -167,7 +167,7 @@ impl Container {
         }
         let Err(message) = result else { return };
         let what = kind.as_str();
-        if verdict.counted_failure {
+        if verdict.told {
             self.tell(true, "Unhealthy", format!("{what} probe failed: {message}"), out);
         }
         if verdict.failed && kind != ProbeKind::Readiness {

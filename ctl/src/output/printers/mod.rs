@@ -1,6 +1,7 @@
 //! The columns of each kind, as kubectl shows them. Pure: objects and the time in, cells out.
 
 pub mod pod;
+mod policies;
 mod workloads;
 
 pub use workloads::replicas;
@@ -93,6 +94,26 @@ pub fn columns(kind: Kind) -> &'static [Column] {
             }
         }
         Kind::ConfigMap => const { &[NAME, column("DATA"), AGE] },
+        Kind::Secret => const { &[NAME, column("TYPE"), column("DATA"), AGE] },
+        Kind::ServiceAccount => const { &[NAME, AGE] },
+        Kind::ResourceQuota => const { &[NAME, column("REQUEST"), column("LIMIT"), AGE] },
+        Kind::LimitRange | Kind::Role | Kind::ClusterRole => {
+            const { &[NAME, column("CREATED AT")] }
+        }
+        Kind::PodDisruptionBudget => {
+            const {
+                &[
+                    NAME,
+                    column("MIN AVAILABLE"),
+                    column("MAX UNAVAILABLE"),
+                    column("ALLOWED DISRUPTIONS"),
+                    AGE,
+                ]
+            }
+        }
+        Kind::RoleBinding | Kind::ClusterRoleBinding => {
+            const { &[NAME, column("ROLE"), AGE, wide("USERS"), wide("GROUPS"), wide("SERVICEACCOUNTS")] }
+        }
         Kind::Endpoints => const { &[NAME, column("ENDPOINTS"), AGE] },
         Kind::Event => {
             const {
@@ -143,6 +164,14 @@ pub fn cells(kind: Kind, object: &Value, now: Timestamp) -> Vec<String> {
             let count = |path| object.at(path).as_object().map_or(0, serde_json::Map::len);
             vec![object.name().into(), (count("data") + count("binaryData")).to_string(), age]
         }
+        Kind::Secret => policies::secret(object, age),
+        Kind::ServiceAccount => vec![object.name().into(), age],
+        Kind::ResourceQuota => policies::resource_quota(object, age),
+        Kind::LimitRange | Kind::Role | Kind::ClusterRole => {
+            vec![object.name().into(), object.text("metadata.creationTimestamp").into()]
+        }
+        Kind::PodDisruptionBudget => policies::disruption_budget(object, age),
+        Kind::RoleBinding | Kind::ClusterRoleBinding => policies::role_binding(object, age),
         Kind::Endpoints => vec![object.name().into(), workloads::endpoints(object), age],
         Kind::Event => event(object, now),
         Kind::LatencyAutoscaler => workloads::latency_autoscaler(object, age),

@@ -51,6 +51,15 @@ pub fn fill(object: &mut Object) {
         Object::Namespace(_)
         | Object::Node(_)
         | Object::ConfigMap(_)
+        | Object::Secret(_)
+        | Object::ServiceAccount(_)
+        | Object::ResourceQuota(_)
+        | Object::LimitRange(_)
+        | Object::PodDisruptionBudget(_)
+        | Object::Role(_)
+        | Object::RoleBinding(_)
+        | Object::ClusterRole(_)
+        | Object::ClusterRoleBinding(_)
         | Object::Endpoints(_)
         | Object::Event(_) => {}
     }

@@ -64,7 +64,19 @@ fn check(object: &Object, problems: &mut Problems) {
         Object::Service(service) => service::check(&root, service, problems),
         Object::ConfigMap(map) => volume::config_map(map, problems),
         Object::LatencyAutoscaler(scaler) => latency::check(&root, &scaler.spec, problems),
-        Object::Namespace(_) | Object::Node(_) | Object::Endpoints(_) | Object::Event(_) => {}
+        Object::Namespace(_)
+        | Object::Node(_)
+        | Object::Endpoints(_)
+        | Object::Event(_)
+        | Object::Secret(_)
+        | Object::ServiceAccount(_)
+        | Object::ResourceQuota(_)
+        | Object::LimitRange(_)
+        | Object::PodDisruptionBudget(_)
+        | Object::Role(_)
+        | Object::RoleBinding(_)
+        | Object::ClusterRole(_)
+        | Object::ClusterRoleBinding(_) => {}
     }
 }
 

@@ -49,7 +49,6 @@ pub fn check(field: &Field<'_>, container: &Container, kind: Kind, problems: &mu
 }
 
 fn probe(field: &Field<'_>, probe: &Probe, container: &Container, problems: &mut Problems) {
-    unsupported!(problems, field, probe, { grpc: "grpc", "use httpGet, tcpSocket or exec"; });
     let given = usize::from(probe.exec.is_some())
         + usize::from(probe.http_get.is_some())
         + usize::from(probe.tcp_socket.is_some())
@@ -58,6 +57,9 @@ fn probe(field: &Field<'_>, probe: &Probe, container: &Container, problems: &mut
     exec(field, probe.exec.as_ref(), problems);
     http_get(field, probe.http_get.as_ref(), container, problems);
     tcp_socket(field, probe.tcp_socket.as_ref(), container, problems);
+    if let Some(grpc) = &probe.grpc {
+        problems.port(&field.name("grpc").name("port"), grpc.port);
+    }
     for (name, value, least) in [
         ("initialDelaySeconds", probe.initial_delay_seconds, 0),
         ("timeoutSeconds", probe.timeout_seconds, 1),

@@ -51,7 +51,18 @@ pub fn prepare_new(object: &mut Object) {
         }
         Object::Node(node) => Arc::make_mut(node).status = None,
         Object::LatencyAutoscaler(scaler) => Arc::make_mut(scaler).status = None,
-        Object::ConfigMap(_) | Object::Endpoints(_) | Object::Event(_) => {}
+        Object::ResourceQuota(quota) => Arc::make_mut(quota).status = None,
+        Object::PodDisruptionBudget(budget) => Arc::make_mut(budget).status = None,
+        Object::ConfigMap(_)
+        | Object::Endpoints(_)
+        | Object::Event(_)
+        | Object::Secret(_)
+        | Object::ServiceAccount(_)
+        | Object::LimitRange(_)
+        | Object::Role(_)
+        | Object::RoleBinding(_)
+        | Object::ClusterRole(_)
+        | Object::ClusterRoleBinding(_) => {}
     }
 }
 
@@ -99,6 +110,12 @@ pub fn carry_over(old: &Object, new: &mut Object) {
             }
         }
         (Object::LatencyAutoscaler(old), Object::LatencyAutoscaler(new)) => {
+            Arc::make_mut(new).status.clone_from(&old.status);
+        }
+        (Object::ResourceQuota(old), Object::ResourceQuota(new)) => {
+            Arc::make_mut(new).status.clone_from(&old.status);
+        }
+        (Object::PodDisruptionBudget(old), Object::PodDisruptionBudget(new)) => {
             Arc::make_mut(new).status.clone_from(&old.status);
         }
         _ => {}

@@ -261,7 +261,7 @@ fn what_no_agent_does_is_refused_by_name() {
         {"name": "a", "secret": {"secretName": "s"}}, {"name": "a", "emptyDir": {}}, {"name": "b"},
         {"name": "c", "emptyDir": {}, "hostPath": {"path": "rel"}}, {"name": "d", "configMap": {"name": ""}}
     ]);
-    value["spec"]["containers"][0]["livenessProbe"] = json!({"grpc": {"port": 1}});
+    value["spec"]["containers"][0]["livenessProbe"] = json!({"grpc": {"port": 0}});
     refused(
         value,
         expect![[r#"
@@ -273,7 +273,7 @@ fn what_no_agent_does_is_refused_by_name() {
             spec.volumes[3].hostPath: Forbidden: may not specify more than 1 volume type
             spec.volumes[3].hostPath.path: Invalid value: "rel": must be an absolute path without '..'
             spec.volumes[4].configMap.name: Required value
-            spec.containers[0].livenessProbe.grpc: Forbidden: not supported here (use httpGet, tcpSocket or exec)
+            spec.containers[0].livenessProbe.grpc.port: Invalid value: 0: must be between 1 and 65535, inclusive
             spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never"
             spec.tolerations[1].operator: Unsupported value: "Near": supported values: "Equal", "Exists""#]],
     );
