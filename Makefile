@@ -13,7 +13,7 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 endif
 
-.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench
+.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench fuzz
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -74,3 +74,12 @@ bench: ## one benchmark: make bench NAME=start-200
 	@deploy/images/build.sh web >&2
 	@cargo build --release --workspace --bins >&2
 	@cargo run -q --release -p timonier-tests --bin bench -- $(NAME)
+
+# Coverage-guided, without end but for SECONDS; every `make test` replays the corpus and mutates it.
+FUZZ_TARGETS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))
+
+fuzz: ## fuzz one target: make fuzz TARGET=… SECONDS=… (needs g++)
+	@[ -n "$(filter $(TARGET),$(FUZZ_TARGETS))" ] || { echo "make fuzz needs TARGET=…, one of: $(FUZZ_TARGETS)" >&2; exit 2; }
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@mkdir -p target/fuzz/$(TARGET)
+	cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $(TARGET) target/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- -max_total_time=$(or $(SECONDS),60) -max_len=65536

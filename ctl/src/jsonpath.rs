@@ -6,6 +6,9 @@ use std::str::Chars;
 
 use serde_json::Value;
 
+/// Ranges within ranges.
+const RANGE_DEPTH_MAX: usize = 32;
+
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Template(Vec<Part>);
@@ -55,7 +58,7 @@ impl Template {
             _ => format!("{{.{text}}}"),
         };
         let mut input = wrapped.chars().peekable();
-        let parts = parse_parts(&mut input, false)?;
+        let parts = parse_parts(&mut input, 0)?;
         Ok(Template(parts))
     }
 
@@ -103,7 +106,11 @@ pub fn plain(value: &Value) -> String {
     }
 }
 
-fn parse_parts(input: &mut Input, in_range: bool) -> Result<Vec<Part>, String> {
+/// `depth`: ranges around these parts.
+fn parse_parts(input: &mut Input, depth: usize) -> Result<Vec<Part>, String> {
+    if depth > RANGE_DEPTH_MAX {
+        return Err(format!("more than {RANGE_DEPTH_MAX} ranges within ranges"));
+    }
     let mut parts = Vec::new();
     let mut text = String::new();
     while let Some(c) = input.next() {
@@ -117,18 +124,18 @@ fn parse_parts(input: &mut Input, in_range: bool) -> Result<Vec<Part>, String> {
         let inner = braces(input)?;
         let inner = inner.trim();
         if inner == "end" {
-            return if in_range { Ok(parts) } else { Err("{end} without {range}".into()) };
+            return if depth > 0 { Ok(parts) } else { Err("{end} without {range}".into()) };
         }
         if let Some(path) = inner.strip_prefix("range ") {
             let path = parse_path(path.trim())?;
-            parts.push(Part::Range(path, parse_parts(input, true)?));
+            parts.push(Part::Range(path, parse_parts(input, depth + 1)?));
         } else if inner.starts_with(['"', '\'']) {
             parts.push(Part::Text(quoted(inner)?));
         } else {
             parts.push(Part::Path(parse_path(inner)?));
         }
     }
-    if in_range {
+    if depth > 0 {
         return Err("{range} without {end}".into());
     }
     if !text.is_empty() {
@@ -160,7 +167,10 @@ fn braces(input: &mut Input) -> Result<String, String> {
 
 fn quoted(text: &str) -> Result<String, String> {
     let quote = text.chars().next().unwrap_or('"');
-    let body = text[1..].strip_suffix(quote).ok_or_else(|| format!("unterminated text {text}"))?;
+    let body = text
+        .strip_prefix(quote)
+        .and_then(|rest| rest.strip_suffix(quote))
+        .ok_or_else(|| format!("unterminated text {text}"))?;
     let mut out = String::new();
     let mut chars = body.chars();
     while let Some(c) = chars.next() {
@@ -449,8 +459,24 @@ mod tests {
     }
 
     #[test]
+    fn nesting_is_bounded() {
+        let nested = |depth| format!("{}{}", "{range .a}".repeat(depth), "{end}".repeat(depth));
+        assert!(Template::parse(&nested(RANGE_DEPTH_MAX)).is_ok());
+        assert!(Template::parse(&nested(100_000)).is_err());
+    }
+
+    #[test]
     fn malformed_templates_say_why() {
-        for template in ["{.a", "{range .x}{.y}", "{end}", "{.a[}", "{.a[x]}", "{.a..}x{"] {
+        for template in [
+            "{.a",
+            "{range .x}{.y}",
+            "{end}",
+            "{.a[}",
+            "{.a[x]}",
+            "{.a..}x{",
+            "{.a['b',]}",
+            "{.a[']}",
+        ] {
             assert!(Template::parse(template).is_err(), "{template}");
         }
     }

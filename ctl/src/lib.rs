@@ -12,10 +12,12 @@ mod error;
 mod exercise;
 mod fields;
 mod image;
-mod jsonpath;
+#[doc(hidden)]
+pub mod jsonpath;
 mod lab;
 mod load;
-mod manifest;
+#[doc(hidden)]
+pub mod manifest;
 mod output;
 mod resolve;
 mod verbs;

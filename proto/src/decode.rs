@@ -15,6 +15,8 @@ use crate::kinds::{KINDS, Kind, KindInfo, Object};
 use crate::status::{ApiError, Reason};
 use strict::{Findings, Strict};
 
+/// A longer word is nobody's slip, and comparing it would cost as much as it is long.
+const WORD_BYTES_MAX: usize = 128;
 /// Lists within lists that [`flatten`] follows.
 const LIST_DEPTH_MAX: usize = 4;
 
@@ -218,6 +220,9 @@ fn bad(message: String) -> ApiError {
 
 /// The candidate that `word` is most likely a slip of: at most a third of it differs.
 pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > WORD_BYTES_MAX {
+        return None;
+    }
     let lower = word.to_lowercase();
     candidates
         .map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate))

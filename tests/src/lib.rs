@@ -6,5 +6,6 @@
 pub mod cluster;
 pub mod docker;
 pub mod engine;
+pub mod fuzz;
 pub mod measure;
 pub mod wait;

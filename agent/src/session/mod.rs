@@ -3,7 +3,8 @@
 //!
 //! It decides nothing about pods. Everything goes on running when no master is there.
 
-mod assigned;
+#[doc(hidden)]
+pub mod assigned;
 mod link;
 mod node;
 #[cfg(test)]

@@ -12,6 +12,8 @@ mod log;
 mod machine;
 mod open;
 mod raft;
+#[doc(hidden)]
+pub mod reading;
 mod snapshot_file;
 mod snapshotter;
 

@@ -92,7 +92,7 @@ fn unknown_kinds_get_the_nearest() {
         of("v1", "Foo"),
         expect![[r#"
             no matches for kind "Foo" in version "v1"
-            hint: the kinds served here are Namespace, Node, Pod, Service, Deployment, ReplicaSet, ConfigMap, Endpoints, Event, LatencyAutoscaler"#]],
+            hint: the kinds served here are Namespace, Node, Pod, Service, Deployment, ReplicaSet, ConfigMap, Endpoints, Event, LatencyAutoscaler, Secret, ServiceAccount, ResourceQuota, LimitRange, PodDisruptionBudget, Role, RoleBinding, ClusterRole, ClusterRoleBinding"#]],
     );
     check(
         of("apps/v1", "Deploiment"),

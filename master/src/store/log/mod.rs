@@ -5,7 +5,7 @@
 
 mod files;
 mod record;
-mod scan;
+pub(super) mod scan;
 mod segment;
 mod space;
 mod state_file;
@@ -31,6 +31,8 @@ use self::writer::{Answer, Command, Pending, Writer};
 use super::StoreError;
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
 
+pub(super) use self::record::{HEADER_BYTES, Kind, decode_entry};
+pub(super) use self::scan::Fault;
 pub(super) use self::space::Space;
 
 /// Writes under way; openraft itself waits for each, so this is never reached.
