@@ -22,8 +22,8 @@ fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = std::fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("the corpus of {name}, {}: {error}", folder.display()));
     let mut inputs: Vec<_> = entries
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .map(|entry| entry.expect("the folder can be listed").path())
+        .map(|path| (path.clone(), std::fs::read(path).expect("an input can be read")))
         .collect();
     inputs.sort();
     assert!(!inputs.is_empty(), "the corpus of {name} is empty");
@@ -36,7 +36,7 @@ fn check((name, target): &Target, input: &[u8]) {
         return;
     }
     let path = folder().join("corpus").join(name).join(format!("found-{:08x}", fnv(input)));
-    std::fs::write(&path, input).unwrap();
+    std::fs::write(&path, input).expect("the corpus can be written");
     panic!("{name} fails on {}; it stays in the corpus until it does not", path.display());
 }
 
