@@ -18,7 +18,7 @@ use super::raft::{
     storage_error,
 };
 use super::snapshot_file::{self, Current};
-use super::{Committed, StoreError, log};
+use super::{Committed, StoreError, blocking, log};
 
 /// The state with its place in the log.
 #[derive(Debug, Clone, Default)]
@@ -256,7 +256,7 @@ impl RaftStateMachine<Types> for Machine {
         snapshot.sync_all().await.map_err(|error| storage_error(&error))?;
         let dir = self.shared.dir.clone();
         let cluster_id = self.shared.cluster_id.clone();
-        let installing = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
+        let installing = blocking::run(move || -> Result<_, StoreError> {
             let received = dir.join("receiving.tmp");
             let (meta, snapshot) = snapshot_file::load(&received, &cluster_id)?;
             let state = State {
@@ -296,7 +296,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
             return Ok(current);
         }
         let shared = self.0.clone();
-        let written = tokio::task::spawn_blocking(move || shared.write_snapshot());
+        let written = blocking::run(move || shared.write_snapshot());
         written
             .await
             .map_err(|error| storage_error(&error))?

@@ -5,6 +5,8 @@
 //! decisions are the reconcilers'.
 
 mod batcher;
+#[doc(hidden)]
+pub mod blocking;
 mod changes;
 mod error;
 mod folder;
@@ -141,7 +143,7 @@ struct Shared {
 /// What is closed at the end.
 struct Open {
     tasks: Vec<JoinHandle<()>>,
-    log_thread: std::thread::JoinHandle<()>,
+    log_thread: Option<std::thread::JoinHandle<()>>,
     folder: Folder,
 }
 
@@ -278,7 +280,7 @@ impl Store {
             let _ = task.await;
         }
         let ended = self.shared.raft.shutdown().await;
-        let joined = tokio::task::spawn_blocking(move || log_thread.join()).await;
+        let joined = blocking::run(move || log_thread.map_or(Ok(()), |thread| thread.join())).await;
         self.shared.machine.ring.close();
         drop(folder);
         match (ended, joined) {

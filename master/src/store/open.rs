@@ -15,7 +15,8 @@ use super::log::{Log, OpenedLog, Space};
 use super::machine::{self, Amount, Machine, State};
 use super::raft::{LogId, Network, NodeId, Raft};
 use super::{
-    Open, QUEUE_KIB_MAX, Shared, Store, StoreConfig, StoreError, snapshot_file, snapshotter,
+    Open, QUEUE_KIB_MAX, Shared, Store, StoreConfig, StoreError, blocking, snapshot_file,
+    snapshotter,
 };
 
 /// A single master leads within this time, or does not start.
@@ -36,7 +37,7 @@ struct Files {
 
 pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let reading = config.clone();
-    let files = tokio::task::spawn_blocking(move || read(&reading))
+    let files = blocking::run(move || read(&reading))
         .await
         .map_err(|error| StoreError::Raft(format!("read the store: {error}")))??;
     let Files { folder, log, machine } = files;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::blocking;
 use super::machine::Shared;
 use super::raft::Raft;
 
@@ -38,7 +39,7 @@ async fn write(shared: &Arc<Shared>, closing: &CancellationToken) -> bool {
     loop {
         let begun = Instant::now();
         let writing = shared.clone();
-        let written = tokio::task::spawn_blocking(move || writing.write_snapshot()).await;
+        let written = blocking::run(move || writing.write_snapshot()).await;
         match written {
             Ok(Ok(current)) => {
                 let index = current.meta.last_log_id.map_or(0, |id| id.index);

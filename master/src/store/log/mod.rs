@@ -28,8 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use self::files::Files;
 use self::state_file::{LogState, StateFile};
 use self::writer::{Answer, Command, Pending, Writer};
-use super::StoreError;
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
+use super::{StoreError, blocking};
 
 pub(super) use self::record::{HEADER_BYTES, Kind, decode_entry};
 pub(super) use self::scan::Fault;
@@ -131,8 +131,8 @@ pub(super) struct LogReader(Arc<Shared>);
 pub(super) struct OpenedLog {
     pub log: Log,
     pub shared: Arc<Shared>,
-    /// Ends when the log is dropped.
-    pub thread: JoinHandle<()>,
+    /// Ends when the log is dropped; a simulated one has none.
+    pub thread: Option<JoinHandle<()>>,
 }
 
 impl Log {
@@ -163,10 +163,14 @@ impl Log {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let buffer = Vec::new();
         let writer = Writer { shared: shared.clone(), state, fsync_delay, broken: None, buffer };
-        let thread = std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || writer.run(receiver))
-            .map_err(StoreError::io("start the thread of", &dir))?;
+        let thread = if blocking::is_simulated() {
+            tokio::spawn(writer.run_here(receiver));
+            None
+        } else {
+            let thread = std::thread::Builder::new().name("log".to_owned());
+            let running = thread.spawn(move || writer.run(receiver));
+            Some(running.map_err(StoreError::io("start the thread of", &dir))?)
+        };
         let log = Self { shared: shared.clone(), commands, vote, committed };
         Ok(OpenedLog { log, shared, thread })
     }
@@ -218,7 +222,7 @@ impl RaftLogReader<Types> for LogReader {
             return Ok(recent);
         }
         let shared = self.0.clone();
-        let mut entries = tokio::task::spawn_blocking(move || shared.read(from, to_stored))
+        let mut entries = blocking::run(move || shared.read(from, to_stored))
             .await
             .map_err(|error| storage_error(&error))?
             .map_err(|error| storage_error(&error))?;

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use super::Shared;
 use super::record::record_bytes;
 use super::segment::Segment;
+use crate::store::blocking;
 
 /// Room that only the consensus' own entries use.
 const MARGIN_BYTES: u64 = 64 << 10;
@@ -104,7 +105,7 @@ impl Space {
             return Err(why.clone());
         }
         let shared = self.shared.clone();
-        let made = tokio::task::spawn_blocking(move || shared.make_spare()).await;
+        let made = blocking::run(move || shared.make_spare()).await;
         let result = match made {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.explain(&error)),

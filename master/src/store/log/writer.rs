@@ -16,6 +16,7 @@ use super::Shared;
 use super::record::{ALIGN_BYTES, Header, Kind, record_bytes};
 use super::segment::Place;
 use super::state_file::StateFile;
+use crate::store::blocking;
 use crate::store::raft::{LogId, Types, Vote};
 
 /// Most appends that are written as one.
@@ -58,36 +59,56 @@ impl Writer {
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut next = commands.blocking_recv();
         while let Some(command) = next.take() {
-            match command {
-                Command::Append { records, done } => {
-                    let mut appends = vec![(records, done)];
-                    while appends.len() < APPENDS_PER_SYNC_MAX && next.is_none() {
-                        match commands.try_recv() {
-                            Ok(Command::Append { records, done }) => appends.push((records, done)),
-                            Ok(other) => next = Some(other),
-                            Err(_) => break,
-                        }
-                    }
-                    self.append(appends);
-                }
-                Command::SaveVote(vote, answer) => {
-                    let result = self.state.save_vote(vote);
-                    self.synced();
-                    let _ = answer.send(result);
-                }
-                Command::Truncate(index, answer) => {
-                    let _ = answer.send(self.shared.truncate(index));
-                }
-                Command::Purge(purged, answer) => {
-                    let saved = self.state.save_purged(purged);
-                    self.synced();
-                    let _ = answer.send(saved.and_then(|()| self.shared.files().purge(purged)));
-                }
-            }
+            next = self.obey(command, &mut commands).or_else(|| commands.blocking_recv());
+        }
+    }
+
+    /// The same as a task, on a simulated disk.
+    pub async fn run_here(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut next = commands.recv().await;
+        while let Some(command) = next.take() {
+            tokio::time::sleep(blocking::delay()).await;
+            next = self.obey(command, &mut commands);
             if next.is_none() {
-                next = commands.blocking_recv();
+                next = commands.recv().await;
             }
         }
+    }
+
+    /// Answers a command that was taken out of the queue meanwhile.
+    fn obey(
+        &mut self,
+        command: Command,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Option<Command> {
+        let mut next = None;
+        match command {
+            Command::Append { records, done } => {
+                let mut appends = vec![(records, done)];
+                while appends.len() < APPENDS_PER_SYNC_MAX && next.is_none() {
+                    match commands.try_recv() {
+                        Ok(Command::Append { records, done }) => appends.push((records, done)),
+                        Ok(other) => next = Some(other),
+                        Err(_) => break,
+                    }
+                }
+                self.append(appends);
+            }
+            Command::SaveVote(vote, answer) => {
+                let result = self.state.save_vote(vote);
+                self.synced();
+                let _ = answer.send(result);
+            }
+            Command::Truncate(index, answer) => {
+                let _ = answer.send(self.shared.truncate(index));
+            }
+            Command::Purge(purged, answer) => {
+                let saved = self.state.save_purged(purged);
+                self.synced();
+                let _ = answer.send(saved.and_then(|()| self.shared.files().purge(purged)));
+            }
+        }
+        next
     }
 
     fn append(&mut self, appends: Vec<(Vec<Pending>, LogFlushed<Types>)>) {
