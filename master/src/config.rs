@@ -8,6 +8,8 @@ use clap::Parser;
 use timonier_master_core::ipam::Range;
 use timonier_proto::{DEFAULT_CLUSTER_RANGE, DEFAULT_SERVICE_RANGE};
 
+use crate::store::Encryption;
+
 /// The consensus tells of each step of its own; only its troubles are of interest.
 const LOG_DEFAULT: &str = "info,openraft=error";
 
@@ -40,6 +42,13 @@ pub struct Config {
     /// Writes a snapshot of the store after so many log entries.
     #[arg(long, value_name = "ENTRIES", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub snapshot_every: u64,
+    /// Seals the keys that the store is encrypted with with the 32-byte key in this file; without
+    /// it, they lie in the data folder.
+    #[arg(long, value_name = "FILE", conflicts_with = "encryption_passphrase_file")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// Seals them with the passphrase in this file.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_passphrase_file: Option<PathBuf>,
     /// Slows every fsync of the log by so many milliseconds, to see what a slow disk does.
     #[arg(long, value_name = "MS", hide_short_help = true)]
     pub log_fsync_delay: Option<u64>,
@@ -60,8 +69,21 @@ impl Config {
             eviction_after: Duration::from_secs(2),
             heartbeat: Duration::from_secs(1),
             snapshot_every: 20_000,
+            encryption_key_file: None,
+            encryption_passphrase_file: None,
             log_fsync_delay: None,
             log: LOG_DEFAULT.to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// What keeps the store's keys.
+    pub fn encryption(&self) -> Encryption {
+        match (&self.encryption_key_file, &self.encryption_passphrase_file) {
+            (Some(path), _) => Encryption::KeyFile(path.clone()),
+            (None, Some(path)) => Encryption::Passphrase(path.clone()),
+            (None, None) => Encryption::DataFolder,
         }
     }
 }

@@ -71,6 +71,7 @@ impl Master {
         let store = Store::open(StoreConfig {
             fsync_delay: config.log_fsync_delay.map(Duration::from_millis),
             snapshot_entries: config.snapshot_every,
+            encryption: config.encryption(),
             ..StoreConfig::new(&config.data_dir)
         })
         .await?;

@@ -26,6 +26,9 @@ pub enum StoreError {
         why: String,
         hint: String,
     },
+    /// The keys that the store is sealed with are not there, or are others.
+    #[error("open the store's keys, {}: {why}; hint: {hint}", path.display())]
+    Keys { path: PathBuf, why: String, hint: String },
     #[error("start the consensus: {0}")]
     Raft(String),
     #[error("open store {}: no space left for the log; hint: free at least {bytes} bytes there", path.display())]

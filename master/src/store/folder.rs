@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -54,6 +55,10 @@ impl Folder {
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }
+
+    pub fn keys(&self) -> PathBuf {
+        self.path.join("keys")
+    }
 }
 
 fn identity(dir: &Path) -> Result<Identity, StoreError> {
@@ -92,8 +97,21 @@ fn identity(dir: &Path) -> Result<Identity, StoreError> {
 
 /// All of it or nothing is on the disk, under this name.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole_as(path, bytes, 0o666)
+}
+
+/// The same, for the eyes of the file's owner only.
+pub fn write_whole_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole_as(path, bytes, 0o600)
+}
+
+fn write_whole_as(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

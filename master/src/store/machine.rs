@@ -1,7 +1,8 @@
 //! The state machine: applies what is committed, publishes the state and its changes, and answers
 //! those who wait for verdicts.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Seek};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -13,6 +14,7 @@ use timonier_master_core::snapshot::Snapshot;
 use tokio::sync::Notify;
 
 use super::changes::Ring;
+use super::keyring::{KeyId, Keyring};
 use super::raft::{
     Batch, Entry, LogId, Membership, NodeId, SnapshotMeta, StorageError, Types, Verdict,
     storage_error,
@@ -42,7 +44,10 @@ pub struct Shared {
     pub dir: PathBuf,
     pub cluster_id: String,
     log: Arc<log::Shared>,
+    pub keyring: Arc<Keyring>,
     current: Mutex<Option<Current>>,
+    /// Held by whoever writes a snapshot file: two could take each other's place.
+    writing: Mutex<()>,
     since: Mutex<Amount>,
     limit: Amount,
     /// A snapshot may be due.
@@ -57,6 +62,7 @@ impl Shared {
         dir: PathBuf,
         cluster_id: String,
         log: Arc<log::Shared>,
+        keyring: Arc<Keyring>,
         limit: Amount,
     ) -> Self {
         Self {
@@ -65,7 +71,9 @@ impl Shared {
             dir,
             cluster_id,
             log,
+            keyring,
             current: Mutex::new(current),
+            writing: Mutex::default(),
             since: Mutex::default(),
             limit,
             due: Notify::new(),
@@ -88,6 +96,26 @@ impl Shared {
         );
         // Freed outside the lock: it may be the last owner of many objects.
         drop(before);
+    }
+
+    /// What the files are sealed with, and in how many each key is needed.
+    pub fn keys_needed(&self) -> BTreeMap<KeyId, usize> {
+        let mut keys = self.log.keys();
+        if let Some(current) = &*self.current() {
+            *keys.entry(current.key).or_default() += 1;
+        }
+        keys
+    }
+
+    /// Forgets the keys that no file needs; answers which. Blocks.
+    pub fn drop_unused_keys(&self) -> Result<Vec<KeyId>, StoreError> {
+        // A snapshot that is being written may need the one before.
+        let _alone = self.writing();
+        self.keyring.retain(&self.keys_needed().into_keys().collect())
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Current>> {
@@ -124,7 +152,9 @@ impl Shared {
 
     /// Writes the state as it is now to a file, which replaces the one before. Blocks.
     pub fn write_snapshot(&self) -> io::Result<Current> {
-        let current = snapshot_file::write(&self.dir, &self.cluster_id, &self.state())?;
+        let _alone = self.writing();
+        let current =
+            snapshot_file::write(&self.dir, &self.cluster_id, &self.state(), &self.keyring)?;
         self.install(current.clone());
         Ok(current)
     }
@@ -136,9 +166,21 @@ impl Shared {
         self.snapshots.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// For openraft's books, which look at what it is only: with the file as it is on the disk.
+    async fn name_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
+        let Some(current) = self.current().clone() else { return Ok(None) };
+        let file = tokio::fs::File::open(&current.path).await;
+        let file = file.map_err(|error| storage_error(&error))?;
+        Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
+    }
+
+    /// For another master.
     async fn open_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
         let Some(current) = self.current().clone() else { return Ok(None) };
-        let file = tokio::fs::File::open(&current.path).await.map_err(|error| {
+        let (path, keyring) = (current.path.clone(), self.keyring.clone());
+        let copying = blocking::run(move || snapshot_file::plain_copy(&path, &keyring));
+        let copied = copying.await.map_err(|error| storage_error(&error))?;
+        let file = copied.map(tokio::fs::File::from_std).map_err(|error| {
             let signature = Some(current.meta.signature());
             StorageError::from(StorageIOError::read_snapshot(signature, AnyError::new(&error)))
         })?;
@@ -236,16 +278,9 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<tokio::fs::File>, StorageError> {
-        let path = self.shared.dir.join("receiving.tmp");
-        let file = tokio::fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .open(path)
-            .await
-            .map_err(|error| storage_error(&error))?;
-        Ok(Box::new(file))
+        // Not on the disk: it comes as it is before it is sealed.
+        let file = snapshot_file::memory_file().map_err(|error| storage_error(&error))?;
+        Ok(Box::new(tokio::fs::File::from_std(file)))
     }
 
     async fn install_snapshot(
@@ -253,29 +288,26 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMeta,
         snapshot: Box<tokio::fs::File>,
     ) -> Result<(), StorageError> {
-        snapshot.sync_all().await.map_err(|error| storage_error(&error))?;
-        let dir = self.shared.dir.clone();
-        let cluster_id = self.shared.cluster_id.clone();
+        let mut received = snapshot.into_std().await;
+        let (shared, meta) = (self.shared.clone(), meta.clone());
         let installing = blocking::run(move || -> Result<_, StoreError> {
-            let received = dir.join("receiving.tmp");
-            let (meta, snapshot) = snapshot_file::load(&received, &cluster_id)?;
-            let state = State {
-                snapshot,
-                last_applied: meta.last_log_id,
-                membership: meta.last_membership,
-            };
-            let current = snapshot_file::write(&dir, &cluster_id, &state)
-                .map_err(StoreError::io("write a snapshot to", &dir))?;
-            std::fs::remove_file(&received).map_err(StoreError::io("remove", &received))?;
-            Ok((current, state))
+            let Shared { dir, cluster_id, keyring, .. } = &*shared;
+            let name = dir.join("the one received");
+            received.rewind().map_err(StoreError::io("read", &name))?;
+            let (own, snapshot) = snapshot_file::load(&name, received, cluster_id, keyring)?;
+            let state =
+                State { snapshot, last_applied: own.last_log_id, membership: own.last_membership };
+            let _alone = shared.writing();
+            let mut current = snapshot_file::write(dir, cluster_id, &state, keyring)
+                .map_err(StoreError::io("write a snapshot to", dir))?;
+            current.meta = meta;
+            shared.install(current);
+            Ok(state)
         });
-        let (mut current, state) = installing
+        self.state = installing
             .await
             .map_err(|error| storage_error(&error))?
             .map_err(|error| storage_error(&error))?;
-        current.meta = meta.clone();
-        self.state = state;
-        self.shared.install(current);
         self.shared.publish(self.state.clone());
         self.shared.ring.restart(self.state.snapshot.revision);
         Ok(())
@@ -292,7 +324,7 @@ pub struct Builder(Arc<Shared>);
 
 impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot<Types>, StorageError> {
-        if let Some(current) = self.0.open_current().await? {
+        if let Some(current) = self.0.name_current().await? {
             return Ok(current);
         }
         let shared = self.0.clone();
@@ -302,6 +334,6 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .map_err(|error| storage_error(&error))?
             .map_err(|error| storage_error(&error))?;
         let missing = || storage_error(&io::Error::other("the snapshot was not installed"));
-        self.0.open_current().await?.ok_or_else(missing)
+        self.0.name_current().await?.ok_or_else(missing)
     }
 }

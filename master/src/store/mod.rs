@@ -10,12 +10,15 @@ pub mod blocking;
 mod changes;
 mod error;
 mod folder;
+mod keyring;
 mod log;
 mod machine;
 mod open;
 mod raft;
 #[doc(hidden)]
 pub mod reading;
+mod rekey;
+mod sealed;
 mod snapshot_file;
 mod snapshotter;
 
@@ -39,6 +42,8 @@ use self::folder::Folder;
 
 pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
+pub use keyring::{Encryption, KeyId, KeyInfo};
+pub use rekey::EncryptionStatus;
 
 /// Encoded transactions that wait to be written, in KiB; a caller past this waits.
 const QUEUE_KIB_MAX: usize = 64 << 10;
@@ -56,6 +61,8 @@ pub struct StoreConfig {
     pub snapshot_log_bytes: u64,
     /// Size of one file of the log, reserved on the disk before it is written.
     pub segment_bytes: u64,
+    /// What keeps the files from who reads the disk.
+    pub encryption: Encryption,
     /// A commit that takes longer is answered with [`CommitError::Timeout`].
     pub commit_timeout: Duration,
     /// Between several masters only: a single one sends none.
@@ -73,6 +80,7 @@ impl StoreConfig {
             snapshot_entries: 20_000,
             snapshot_log_bytes: 32 << 20,
             segment_bytes: 32 << 20,
+            encryption: Encryption::default(),
             commit_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_millis(500),
             election_timeout: Duration::from_millis(1500),
@@ -128,6 +136,9 @@ struct Shared {
     machine: Arc<machine::Shared>,
     log: Arc<log::Shared>,
     space: log::Space,
+    new_file: log::NewFile,
+    /// Held by whoever seals the files anew.
+    rekeying: tokio::sync::Mutex<()>,
     raft: raft::Raft,
     requests: mpsc::Sender<Request>,
     /// Room in the queue, in KiB.
@@ -275,6 +286,8 @@ impl Store {
         self.shared.closing.cancel();
         let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Open { tasks, log_thread, folder }) = open else { return Ok(()) };
+        // Files that are being sealed anew are waited for.
+        drop(self.shared.rekeying.lock().await);
         for task in tasks {
             // A task that panicked has said so.
             let _ = task.await;

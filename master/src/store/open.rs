@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::batcher::{self, Batcher, QUEUE_MAX};
 use super::folder::Folder;
-use super::log::{Log, OpenedLog, Space};
+use super::keyring::Keyring;
+use super::log::{self, Log, OpenedLog, Space};
 use super::machine::{self, Amount, Machine, State};
 use super::raft::{LogId, Network, NodeId, Raft};
 use super::{
@@ -73,6 +74,8 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         machine,
         log: log.shared,
         space,
+        new_file: log.new_file,
+        rekeying: tokio::sync::Mutex::default(),
         raft,
         requests,
         room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
@@ -83,7 +86,9 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         closing,
         open: Mutex::new(Some(Open { tasks, log_thread: log.thread, folder })),
     };
-    Ok(Store { shared: Arc::new(shared) })
+    let store = Store { shared: Arc::new(shared) };
+    store.seal_in_background();
+    Ok(store)
 }
 
 fn segment_bytes(config: &StoreConfig) -> u64 {
@@ -98,8 +103,13 @@ fn raft_error(error: impl std::fmt::Display) -> StoreError {
 fn read(config: &StoreConfig) -> Result<Files, StoreError> {
     let folder = Folder::open(&config.dir)?;
     let cluster_id = folder.identity.cluster_id.clone();
-    let log = Log::open(folder.log(), segment_bytes(config), config.fsync_delay)?;
-    let newest = snapshot_file::load_newest(&folder.snapshots(), &cluster_id)?;
+    let snapshots = folder.snapshots();
+    let sealed = log::any_sealed(&folder.log())
+        || snapshot_file::any_sealed(&snapshots).map_err(StoreError::io("read", &snapshots))?;
+    let keyring = Arc::new(Keyring::open(&folder.keys(), &config.encryption, sealed)?);
+    let segment_bytes = segment_bytes(config);
+    let log = Log::open(folder.log(), segment_bytes, config.fsync_delay, keyring.clone())?;
+    let newest = snapshot_file::load_newest(&snapshots, &cluster_id, &keyring)?;
     let (current, state) = newest.map_or((None, State::default()), |(c, s)| (Some(c), s));
     check_reach(&folder, log.shared.purged(), state.last_applied)?;
     let limit = Amount { entries: config.snapshot_entries, bytes: config.snapshot_log_bytes };
@@ -109,6 +119,7 @@ fn read(config: &StoreConfig) -> Result<Files, StoreError> {
         folder.snapshots(),
         cluster_id,
         log.shared.clone(),
+        keyring,
         limit,
     );
     Ok(Files { folder, log, machine: Arc::new(machine) })

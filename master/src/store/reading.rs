@@ -6,6 +6,7 @@ use openraft::{CommittedLeaderId, EntryPayload};
 use timonier_master_core::op::Txn;
 use timonier_master_core::snapshot::Snapshot;
 
+use super::keyring::Keyring;
 use super::log::{Fault, Kind, decode_entry, scan};
 use super::raft::LogId;
 use super::{StoreError, snapshot_file};
@@ -57,7 +58,9 @@ pub fn read_transactions(payload: &[u8]) -> Result<Vec<Txn>, serde_json::Error> 
     })
 }
 
-/// The state in a snapshot's file.
+/// The state in a snapshot's file that is not sealed.
 pub fn load_snapshot(path: &Path, cluster_id: &str) -> Result<Snapshot, StoreError> {
-    snapshot_file::load(path, cluster_id).map(|(_, snapshot)| snapshot)
+    let source = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
+    let keyring = Keyring::none();
+    snapshot_file::load(path, source, cluster_id, &keyring).map(|(_, snapshot)| snapshot)
 }

@@ -1,10 +1,11 @@
 //! A snapshot of the state as one file: a line of JSON that says what is in it, a line an object, a
 //! line a remembered transaction, and a last line with the checksum of all before.
 //!
-//! When and of what one is made is [`super::snapshotter`]'s.
+//! On the disk all of it is sealed ([`super::sealed`]); files of the first builds were not, and are
+//! read, too. When and of what one is made is [`super::snapshotter`]'s.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,10 @@ use timonier_proto::Object;
 
 use super::StoreError;
 use super::folder::sync_folder;
+use super::keyring::{KeyId, Keyring, PLAIN};
 use super::machine::State;
 use super::raft::SnapshotMeta;
+use super::sealed::{self, Sealer, Unsealer};
 
 const FORMAT: &str = "timonier snapshot 1";
 const SUFFIX: &str = ".snapshot";
@@ -26,6 +29,8 @@ pub struct Current {
     pub meta: SnapshotMeta,
     pub path: PathBuf,
     pub bytes: u64,
+    /// What it is sealed with.
+    pub key: KeyId,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,31 +66,60 @@ fn path_of(dir: &Path, meta: &SnapshotMeta) -> PathBuf {
 }
 
 /// On the disk, whole, when this returns.
-pub fn write(dir: &Path, cluster_id: &str, state: &State) -> io::Result<Current> {
+pub fn write(
+    dir: &Path,
+    cluster_id: &str,
+    state: &State,
+    keyring: &Keyring,
+) -> io::Result<Current> {
     let meta = meta_of(state);
     let path = path_of(dir, &meta);
     let temporary = path.with_extension("tmp");
-    let result = write_to(&temporary, cluster_id, &meta, &state.snapshot)
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .and_then(|()| sync_folder(dir));
-    if let Err(error) = result {
+    let make = || -> io::Result<KeyId> {
+        let key = keyring.active();
+        let out = BufWriter::with_capacity(BUFFER_BYTES, File::create(&temporary)?);
+        let (out, key) = match key {
+            None => (write_lines(out, cluster_id, &meta, &state.snapshot)?, PLAIN),
+            Some(key) => {
+                let id = key.id;
+                let sealer = Sealer::new(out, keyring, key)?;
+                (write_lines(sealer, cluster_id, &meta, &state.snapshot)?.finish()?, id)
+            }
+        };
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        sync_folder(dir)?;
+        Ok(key)
+    };
+    let key = make().inspect_err(|_| {
         let _ = std::fs::remove_file(&temporary);
-        return Err(error);
-    }
+    })?;
     let bytes = std::fs::metadata(&path)?.len();
-    Ok(Current { meta, path, bytes })
+    Ok(Current { meta, path, bytes, key })
 }
 
-fn write_to(
-    path: &Path,
+/// The snapshot as it was before it was sealed, in memory: for another master, whose keys are its
+/// own, and for whoever may have a backup.
+pub fn plain_copy(path: &Path, keyring: &Keyring) -> io::Result<File> {
+    let mut copy = memory_file()?;
+    let mut source = Unsealer::new(File::open(path)?, keyring)?;
+    io::copy(&mut source, &mut copy)?;
+    copy.rewind()?;
+    Ok(copy)
+}
+
+/// A file that no disk ever sees.
+pub fn memory_file() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("timonier snapshot", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+}
+
+fn write_lines<W: Write>(
+    out: W,
     cluster_id: &str,
     meta: &SnapshotMeta,
     snapshot: &Snapshot,
-) -> io::Result<()> {
-    let mut out = Summed {
-        out: BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?),
-        crc: crc32fast::Hasher::new(),
-    };
+) -> io::Result<W> {
+    let mut out = Summed { out, crc: crc32fast::Hasher::new() };
     let head = Head {
         format: FORMAT.to_owned(),
         cluster_id: cluster_id.to_owned(),
@@ -103,15 +137,15 @@ fn write_to(
     }
     let tail = Tail { crc32: out.crc.clone().finalize() };
     out.line(&tail)?;
-    out.out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    Ok(out.out)
 }
 
-struct Summed {
-    out: BufWriter<File>,
+struct Summed<W> {
+    out: W,
     crc: crc32fast::Hasher,
 }
 
-impl Summed {
+impl<W: Write> Summed<W> {
     fn line(&mut self, value: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(value)?;
         line.push(b'\n');
@@ -121,7 +155,11 @@ impl Summed {
 }
 
 /// The newest one in the folder with its state; removes what is older or was left half written.
-pub fn load_newest(dir: &Path, cluster_id: &str) -> Result<Option<(Current, State)>, StoreError> {
+pub fn load_newest(
+    dir: &Path,
+    cluster_id: &str,
+    keyring: &Keyring,
+) -> Result<Option<(Current, State)>, StoreError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
         let path = entry.map_err(StoreError::io("list", dir))?.path();
@@ -134,15 +172,17 @@ pub fn load_newest(dir: &Path, cluster_id: &str) -> Result<Option<(Current, Stat
     }
     paths.sort_unstable();
     let Some(path) = paths.pop() else { return Ok(None) };
-    let (meta, snapshot) = load(&path, cluster_id)?;
+    let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+    let (meta, snapshot) = load(&path, file, cluster_id, keyring)?;
     remove(&paths);
+    let key = key_of(&path).map_err(StoreError::io("read", &path))?;
     let bytes = std::fs::metadata(&path).map_err(StoreError::io("read", &path))?.len();
     let state = State {
         snapshot,
         last_applied: meta.last_log_id,
         membership: meta.last_membership.clone(),
     };
-    Ok(Some((Current { meta, path, bytes }, state)))
+    Ok(Some((Current { meta, path, bytes, key }, state)))
 }
 
 /// Snapshots that a newer one stands for; that one is left over does no harm.
@@ -167,11 +207,32 @@ pub fn remove_older(dir: &Path, current: &Path) {
     remove(&older);
 }
 
-pub fn load(path: &Path, cluster_id: &str) -> Result<(SnapshotMeta, Snapshot), StoreError> {
-    let file = File::open(path).map_err(StoreError::io("open", path))?;
+fn key_of(path: &Path) -> io::Result<KeyId> {
+    Ok(sealed::key_of(File::open(path)?)?.unwrap_or(PLAIN))
+}
+
+/// Whether the folder has a snapshot that is sealed.
+pub fn any_sealed(dir: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "snapshot") && key_of(&path)? != PLAIN {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads it all, sealed or not. `path` is for the errors.
+pub fn load(
+    path: &Path,
+    source: impl Read,
+    cluster_id: &str,
+    keyring: &Keyring,
+) -> Result<(SnapshotMeta, Snapshot), StoreError> {
+    let source = Unsealer::new(source, keyring).map_err(StoreError::io("read", path))?;
     let mut lines = Lines {
         path,
-        reader: BufReader::with_capacity(BUFFER_BYTES, file),
+        reader: BufReader::with_capacity(BUFFER_BYTES, source),
         crc: crc32fast::Hasher::new(),
         offset: 0,
         line: Vec::new(),
@@ -199,25 +260,45 @@ pub fn load(path: &Path, cluster_id: &str) -> Result<(SnapshotMeta, Snapshot), S
     Ok((head.meta, Snapshot::rebuild(head.revision, objects, answered)))
 }
 
-struct Lines<'a> {
+struct Lines<'a, R> {
     path: &'a Path,
-    reader: BufReader<File>,
+    reader: BufReader<R>,
     crc: crc32fast::Hasher,
     /// Where `line` begins.
     offset: u64,
     line: Vec<u8>,
 }
 
-impl Lines<'_> {
+impl<R: Read> Lines<'_, R> {
     fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, StoreError> {
         self.offset += self.line.len() as u64;
         self.line.clear();
-        self.reader.read_until(b'\n', &mut self.line).map_err(StoreError::io("read", self.path))?;
+        if let Err(error) = self.reader.read_until(b'\n', &mut self.line) {
+            return Err(self.unreadable(error));
+        }
         if self.line.last() != Some(&b'\n') {
             return Err(self.corrupt("it ends too early".to_owned()));
         }
         self.crc.update(&self.line);
-        serde_json::from_slice(&self.line).map_err(|error| self.corrupt(error.to_string()))
+        // Without what was found there: it may be secret.
+        serde_json::from_slice(&self.line).map_err(|error| {
+            self.corrupt(format!("column {}: it is not what it should be", error.column()))
+        })
+    }
+
+    fn unreadable(&self, error: io::Error) -> StoreError {
+        if let Some(error) = sealed::open_error(&error) {
+            return StoreError::Keys {
+                path: self.path.to_owned(),
+                why: error.to_string(),
+                hint: "put the keyring that this store was sealed with back into its keys folder"
+                    .to_owned(),
+            };
+        }
+        match error.kind() {
+            io::ErrorKind::InvalidData => self.corrupt(error.to_string()),
+            _ => StoreError::io("read", self.path)(error),
+        }
     }
 
     fn corrupt(&self, why: String) -> StoreError {

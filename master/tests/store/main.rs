@@ -8,6 +8,7 @@ mod commits;
 mod crash;
 mod damage;
 mod disk_full;
+mod sealing;
 mod snapshots;
 mod speed;
 

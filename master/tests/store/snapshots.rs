@@ -56,7 +56,7 @@ async fn a_damaged_snapshot_is_refused() {
     let snapshots = dir.path().join("snapshots");
     let path = std::fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
     let intact = std::fs::read(&path).unwrap();
-    let middle = String::from_utf8(intact.clone()).unwrap().find("some-value").unwrap();
+    let middle = intact.len() / 2;
     let mut flipped = intact.clone();
     flipped[middle] ^= 1;
     for damaged in [flipped, intact[..intact.len() / 2].to_vec(), Vec::new()] {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use timonier_master::store::{Store, StoreConfig};
+use timonier_master::store::{Encryption, Store, StoreConfig};
 
 use crate::{open, put};
 
@@ -36,8 +36,16 @@ async fn write(store: &Store, writers: usize) -> Vec<Duration> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn speed() {
+    for encryption in [Encryption::Off, Encryption::DataFolder] {
+        eprintln!("encryption: {encryption:?}");
+        speed_with(encryption).await;
+    }
+}
+
+async fn speed_with(encryption: Encryption) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(StoreConfig::new(dir.path())).await;
+    let config = || StoreConfig { encryption: encryption.clone(), ..StoreConfig::new(dir.path()) };
+    let store = open(config()).await;
     for n in 0..KEYS {
         put(&store, &format!("n{n}"), "").await.unwrap();
     }
@@ -59,7 +67,7 @@ async fn speed() {
     }
     store.shutdown().await.unwrap();
     let begun = Instant::now();
-    let store = open(StoreConfig::new(dir.path())).await;
+    let store = open(config()).await;
     eprintln!("opened again in {:?}; {:?}", begun.elapsed(), store.status());
     store.shutdown().await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! The log's segments as one sequence: opening them, finding an entry, cutting and purging.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::scan::{Fault, scan};
 use super::segment::{Place, RECORDS_OFFSET, Segment};
 use crate::store::StoreError;
+use crate::store::keyring::KeyId;
 use crate::store::raft::LogId;
 
 /// An empty file of this name and a log index tells the next start to give up the log from there.
@@ -305,6 +306,30 @@ impl Files {
             self.segments.pop_front();
         }
         Ok(())
+    }
+
+    /// What the records are sealed with, and in how many files.
+    pub fn keys(&self) -> BTreeMap<KeyId, usize> {
+        let mut keys = BTreeMap::new();
+        for segment in &self.segments {
+            let own: BTreeSet<KeyId> = segment.places.iter().map(|place| place.key).collect();
+            for key in own {
+                *keys.entry(key).or_default() += 1;
+            }
+        }
+        keys
+    }
+
+    /// A record of each key.
+    pub fn one_of_each_key(&self) -> Vec<(Arc<File>, PathBuf, Place)> {
+        let mut samples = BTreeMap::new();
+        for segment in &self.segments {
+            for place in &segment.places {
+                let sample = || (segment.file.clone(), segment.path.clone(), *place);
+                samples.entry(place.key).or_insert_with(sample);
+            }
+        }
+        samples.into_values().collect()
     }
 
     /// Of the records in the files.

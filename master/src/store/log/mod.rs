@@ -11,7 +11,7 @@ mod space;
 mod state_file;
 mod writer;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::files::Files;
 use self::state_file::{LogState, StateFile};
 use self::writer::{Answer, Command, Pending, Writer};
+use super::keyring::{KeyId, Keyring};
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
 use super::{StoreError, blocking};
 
@@ -47,6 +48,7 @@ pub(super) struct Shared {
     recent: Mutex<VecDeque<Entry>>,
     /// Index + 1 of the last entry that is known to be committed.
     committed_next: AtomicU64,
+    keyring: Arc<Keyring>,
     fsyncs: AtomicU64,
 }
 
@@ -105,12 +107,27 @@ impl Shared {
         }
     }
 
+    /// What the files' records are sealed with, those of purged entries too, and how many files
+    /// need each.
+    pub fn keys(&self) -> BTreeMap<KeyId, usize> {
+        self.files().keys()
+    }
+
+    /// Opens one record of each key: who has another keyring learns it at the start.
+    fn check_keys(&self) -> Result<(), StoreError> {
+        let samples = self.files().one_of_each_key();
+        for (file, path, place) in samples {
+            segment::read_entry(&file, &path, &place, &self.keyring)?;
+        }
+        Ok(())
+    }
+
     /// The entries of `[from, to)` that there are.
     fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         for index in from..to {
             let Some((file, path, place)) = self.files().find(index) else { break };
-            entries.push(segment::read_entry(&file, &path, &place)?);
+            entries.push(segment::read_entry(&file, &path, &place, &self.keyring)?);
         }
         Ok(entries)
     }
@@ -128,9 +145,25 @@ pub(super) struct Log {
 #[derive(Clone)]
 pub(super) struct LogReader(Arc<Shared>);
 
+/// Asks the log to go on in another file.
+#[derive(Clone)]
+pub(super) struct NewFile(mpsc::WeakSender<Command>);
+
+impl NewFile {
+    pub async fn begin(&self) -> io::Result<()> {
+        let gone = || io::Error::other("the log's thread has ended");
+        let (answer, answered) = oneshot::channel();
+        let commands = self.0.upgrade().ok_or_else(gone)?;
+        commands.send(Command::BeginFile(answer)).await.map_err(|_| gone())?;
+        drop(commands);
+        answered.await.map_err(|_| gone())?
+    }
+}
+
 pub(super) struct OpenedLog {
     pub log: Log,
     pub shared: Arc<Shared>,
+    pub new_file: NewFile,
     /// Ends when the log is dropped; a simulated one has none.
     pub thread: Option<JoinHandle<()>>,
 }
@@ -141,6 +174,7 @@ impl Log {
         dir: PathBuf,
         segment_bytes: u64,
         fsync_delay: Option<Duration>,
+        keyring: Arc<Keyring>,
     ) -> Result<OpenedLog, StoreError> {
         let fresh = !has_segments(&dir)?;
         let state = StateFile::open(&dir, fresh)?;
@@ -158,8 +192,10 @@ impl Log {
             making: Mutex::default(),
             recent: Mutex::default(),
             committed_next: AtomicU64::new(committed_next),
+            keyring,
             fsyncs: AtomicU64::new(0),
         });
+        shared.check_keys()?;
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let buffer = Vec::new();
         let writer = Writer { shared: shared.clone(), state, fsync_delay, broken: None, buffer };
@@ -171,8 +207,9 @@ impl Log {
             let running = thread.spawn(move || writer.run(receiver));
             Some(running.map_err(StoreError::io("start the thread of", &dir))?)
         };
+        let new_file = NewFile(commands.downgrade());
         let log = Self { shared: shared.clone(), commands, vote, committed };
-        Ok(OpenedLog { log, shared, thread })
+        Ok(OpenedLog { log, shared, new_file, thread })
     }
 
     async fn ask(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), StorageError> {
@@ -181,6 +218,18 @@ impl Log {
         self.commands.send(command(answer)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?.map_err(|error| storage_error(&error))
     }
+}
+
+/// Whether a record that begins one of the files is sealed. What cannot be read is not looked at:
+/// opening the log says why.
+pub(super) fn any_sealed(dir: &std::path::Path) -> bool {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names =
+        entries.filter_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?)));
+    names.any(|(path, name)| {
+        segment::Segment::number_of(&name)
+            .is_some_and(|number| segment::begins_sealed(&path, number))
+    })
 }
 
 fn has_segments(dir: &std::path::Path) -> Result<bool, StoreError> {

@@ -1,9 +1,11 @@
-//! One record of the log: a header with checksums, then the entry's payload.
+//! One record of the log: a header with checksums, then the entry's payload, sealed or plain.
 //!
-//! Bytes only; files are [`super::segment`]'s.
+//! Bytes only; files are [`super::segment`]'s. The checksum is of the payload as it is stored, so
+//! that what is torn or damaged is found without any key.
 
 use openraft::{CommittedLeaderId, EntryPayload};
 
+use crate::store::keyring::{DataKey, KeyId, Keyring, OpenError, PLAIN, SEAL_BYTES};
 use crate::store::raft::{Batch, Entry, LogId};
 
 /// Records begin at multiples of this many bytes.
@@ -26,6 +28,20 @@ pub struct Header {
     /// the disk already: this tells a torn last write from damage.
     pub group: u32,
     pub kind: Kind,
+    /// Of the payload.
+    pub format: Format,
+    /// What the payload is sealed with.
+    pub key: KeyId,
+}
+
+/// How a payload is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Format {
+    /// As it is; all that the first builds wrote.
+    Plain = 0,
+    /// Nonce, AES-256-GCM's ciphertext, tag; the header from `index` on is the associated data.
+    Sealed = 1,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +74,8 @@ impl Header {
         bytes[40..48].copy_from_slice(&self.committed_next.to_le_bytes());
         bytes[48..52].copy_from_slice(&self.group.to_le_bytes());
         bytes[52] = self.kind as u8;
+        bytes[53] = self.format as u8;
+        bytes[54..56].copy_from_slice(&self.key.to_le_bytes());
         let crc = header_crc(&bytes, segment);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -74,6 +92,11 @@ impl Header {
             3 => Kind::Membership,
             _ => return None,
         };
+        let format = match bytes[53] {
+            0 => Format::Plain,
+            1 => Format::Sealed,
+            _ => return None,
+        };
         Some(Self {
             payload_bytes: u32_at(bytes, 8),
             payload_crc: u32_at(bytes, 12),
@@ -83,11 +106,73 @@ impl Header {
             committed_next: u64_at(bytes, 40),
             group: u32_at(bytes, 48),
             kind,
+            format,
+            key: u16::from_le_bytes([bytes[54], bytes[55]]),
         })
     }
 }
 
-pub fn record_bytes(payload_bytes: usize) -> u64 {
+/// Whether an intact header says that a newer build wrote its record.
+pub fn is_newer(bytes: &[u8; HEADER_BYTES], segment: u64) -> bool {
+    bytes[0..4] == MAGIC
+        && u32_at(bytes, 4) == header_crc(bytes, segment)
+        && Header::decode(bytes, segment).is_none()
+}
+
+/// What a sealed payload is bound to: everything in the header but its checksums. The log index
+/// and term are in it, so a record cannot stand for another.
+fn associated(header: &[u8; HEADER_BYTES]) -> &[u8] {
+    &header[16..]
+}
+
+/// Appends the whole record, padded. `header` comes with all but what is the payload's.
+pub fn encode(
+    mut header: Header,
+    payload: &[u8],
+    segment: u64,
+    keyring: &Keyring,
+    key: Option<&DataKey>,
+    out: &mut Vec<u8>,
+) -> Header {
+    (header.format, header.key) = match key {
+        Some(key) => (Format::Sealed, key.id),
+        None => (Format::Plain, PLAIN),
+    };
+    let begin = out.len();
+    let bound = header.encode(segment);
+    out.extend_from_slice(&bound);
+    match key {
+        Some(key) => keyring.seal(key, associated(&bound), payload, out),
+        None => out.extend_from_slice(payload),
+    }
+    let stored = &out[begin + HEADER_BYTES..];
+    header.payload_bytes = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+    header.payload_crc = crc32fast::hash(stored);
+    out[begin..begin + HEADER_BYTES].copy_from_slice(&header.encode(segment));
+    out.resize(out.len().next_multiple_of(ALIGN_BYTES as usize), 0);
+    header
+}
+
+/// The stored payload as it was before it was sealed.
+pub fn unseal(
+    header: &[u8; HEADER_BYTES],
+    mut payload: Vec<u8>,
+    keyring: &Keyring,
+) -> Result<Vec<u8>, OpenError> {
+    if header[53] == Format::Plain as u8 {
+        return Ok(payload);
+    }
+    let key = u16::from_le_bytes([header[54], header[55]]);
+    keyring.unseal(key, associated(header), &mut payload)?;
+    Ok(payload)
+}
+
+/// Bytes on the disk of a record whose payload has so many, at most: it may be sealed.
+pub fn stored_bytes(payload_bytes: usize) -> u64 {
+    record_bytes(payload_bytes + SEAL_BYTES)
+}
+
+fn record_bytes(payload_bytes: usize) -> u64 {
     ((HEADER_BYTES + payload_bytes) as u64).next_multiple_of(ALIGN_BYTES)
 }
 

@@ -36,7 +36,12 @@ pub fn scan(bytes: &[u8], segment: u64, capacity: u64, mut next: Option<u64>) ->
         if is_zeros(rest) {
             break None;
         }
-        let header = rest.first_chunk::<HEADER_BYTES>().and_then(|h| Header::decode(h, segment));
+        let header = rest.first_chunk::<HEADER_BYTES>();
+        if header.is_some_and(|header| record::is_newer(header, segment)) {
+            let why = "a newer version of the master wrote it; start that one";
+            break Some(Fault::Damaged(why.to_owned()));
+        }
+        let header = header.and_then(|header| Header::decode(header, segment));
         let Some(header) = header else {
             break Some(judge(bytes, segment, offset, HEADER_BYTES, "there is no intact record"));
         };
@@ -56,6 +61,7 @@ pub fn scan(bytes: &[u8], segment: u64, capacity: u64, mut next: Option<u64>) ->
             offset,
             payload_bytes: header.payload_bytes,
             kind: header.kind,
+            key: header.key,
             log_id: header.log_id(),
         });
         scan.committed_next = scan.committed_next.max(header.committed_next);

@@ -14,6 +14,7 @@ use rustix::fs::FallocateFlags;
 use super::record::{self, Kind};
 use crate::store::StoreError;
 use crate::store::folder::sync_folder;
+use crate::store::keyring::{KeyId, Keyring, OpenError};
 use crate::store::raft::{Entry, LogId};
 
 /// Where records begin: a sector of its own for the file's header.
@@ -28,6 +29,8 @@ pub struct Place {
     pub offset: u64,
     pub payload_bytes: u32,
     pub kind: Kind,
+    /// What it is sealed with.
+    pub key: KeyId,
     pub log_id: LogId,
 }
 
@@ -144,7 +147,12 @@ impl Segment {
 }
 
 /// Reads one entry, and checks it again: the disk may have changed since the log was opened.
-pub fn read_entry(file: &File, path: &Path, place: &Place) -> Result<Entry, StoreError> {
+pub fn read_entry(
+    file: &File,
+    path: &Path,
+    place: &Place,
+    keyring: &Keyring,
+) -> Result<Entry, StoreError> {
     let mut bytes = vec![0; record::HEADER_BYTES + place.payload_bytes as usize];
     file.read_exact_at(&mut bytes, place.offset).map_err(StoreError::io("read", path))?;
     let damaged = |why: String| StoreError::Corrupt {
@@ -156,11 +164,33 @@ pub fn read_entry(file: &File, path: &Path, place: &Place) -> Result<Entry, Stor
         hint: "the disk is failing: restore the data folder from a backup on another".to_owned(),
     };
     let payload = bytes.split_off(record::HEADER_BYTES);
-    let crc = u32::from_le_bytes(bytes[12..16].try_into().expect("the header has these bytes"));
+    let header: [u8; record::HEADER_BYTES] = bytes.try_into().expect("the header has these bytes");
+    let crc = u32::from_le_bytes(header[12..16].try_into().expect("the header has these bytes"));
     if crc32fast::hash(&payload) != crc {
         return Err(damaged("its checksum does not match".to_owned()));
     }
+    let payload = record::unseal(&header, payload, keyring)
+        .map_err(|error| sealed_otherwise(path, place, &error))?;
     record::decode_entry(place.log_id, place.kind, payload).map_err(|e| damaged(e.to_string()))
+}
+
+/// The record is as it was written, but the keyring is not the one that sealed it.
+fn sealed_otherwise(path: &Path, place: &Place, error: &OpenError) -> StoreError {
+    StoreError::Keys {
+        path: path.to_owned(),
+        why: format!("log index {}: {error}", place.log_id.index),
+        hint: "put the keyring that this store was sealed with back into its keys folder"
+            .to_owned(),
+    }
+}
+
+/// Whether the file's first record is there and sealed.
+pub fn begins_sealed(path: &Path, number: u64) -> bool {
+    let mut bytes = [0; record::HEADER_BYTES];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, RECORDS_OFFSET));
+    read.is_ok()
+        && record::Header::decode(&bytes, number)
+            .is_some_and(|header| header.format == record::Format::Sealed)
 }
 
 pub fn is_zeros(bytes: &[u8]) -> bool {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, watch};
 
 use super::Shared;
-use super::record::record_bytes;
+use super::record::stored_bytes;
 use super::segment::Segment;
 use crate::store::blocking;
 
@@ -60,7 +60,7 @@ impl Space {
     ///
     /// Called by one task at a time: two could each find the same room.
     pub async fn promise(&self, payload_bytes: usize) -> Result<Promise, String> {
-        let bytes = record_bytes(payload_bytes);
+        let bytes = stored_bytes(payload_bytes);
         loop {
             let needed = bytes + MARGIN_BYTES + self.promised.load(Ordering::Relaxed);
             let (active, spare) = self.shared.files().room();

@@ -13,10 +13,11 @@ use openraft::storage::LogFlushed;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
-use super::record::{ALIGN_BYTES, Header, Kind, record_bytes};
+use super::record::{self, Format, Header, Kind, stored_bytes};
 use super::segment::Place;
 use super::state_file::StateFile;
 use crate::store::blocking;
+use crate::store::keyring::{DataKey, PLAIN};
 use crate::store::raft::{LogId, Types, Vote};
 
 /// Most appends that are written as one.
@@ -34,6 +35,8 @@ pub enum Command {
     Truncate(u64, Answer),
     /// Up to and including this entry.
     Purge(LogId, Answer),
+    /// What comes next goes into another file, so that this one can go once it is purged.
+    BeginFile(Answer),
 }
 
 pub type Answer = oneshot::Sender<io::Result<()>>;
@@ -107,6 +110,9 @@ impl Writer {
                 self.synced();
                 let _ = answer.send(saved.and_then(|()| self.shared.files().purge(purged)));
             }
+            Command::BeginFile(answer) => {
+                let _ = answer.send(self.begin_file());
+            }
         }
         next
     }
@@ -132,19 +138,31 @@ impl Writer {
     fn write<'a>(&mut self, records: impl Iterator<Item = &'a Pending>) -> io::Result<()> {
         let mut places = Vec::new();
         let (mut number, mut begin, mut room) = self.target();
+        let key = self.shared.keyring.active();
         for pending in records {
-            let bytes = record_bytes(pending.payload.len());
+            let bytes = stored_bytes(pending.payload.len());
             if self.buffer.len() as u64 + bytes > room {
                 self.sync(begin, std::mem::take(&mut places))?;
-                while !self.shared.files().rotate() {
-                    self.shared.make_spare()?;
-                }
+                self.next_file()?;
                 (number, begin, room) = self.target();
             }
             let offset = begin + self.buffer.len() as u64;
-            places.push(self.encode(pending, number, begin, offset));
+            places.push(self.encode(pending, number, begin, offset, key.as_deref()));
         }
         self.sync(begin, places)
+    }
+
+    fn next_file(&self) -> io::Result<()> {
+        while !self.shared.files().rotate() {
+            self.shared.make_spare()?;
+        }
+        Ok(())
+    }
+
+    fn begin_file(&self) -> io::Result<()> {
+        // A file without records can take other ones as it is.
+        let is_empty = self.shared.files().active().places.is_empty();
+        if is_empty { Ok(()) } else { self.next_file() }
     }
 
     /// The number of the segment that is written to, where it ends, and its room.
@@ -154,23 +172,36 @@ impl Writer {
         (active.number, active.end, active.room())
     }
 
-    fn encode(&mut self, pending: &Pending, number: u64, begin: u64, offset: u64) -> Place {
+    fn encode(
+        &mut self,
+        pending: &Pending,
+        number: u64,
+        begin: u64,
+        offset: u64,
+        key: Option<&DataKey>,
+    ) -> Place {
         let Pending { log_id, kind, payload } = pending;
-        let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header {
-            payload_bytes,
-            payload_crc: crc32fast::hash(payload),
+            payload_bytes: 0,
+            payload_crc: 0,
             index: log_id.index,
             term: log_id.leader_id.term,
             node: log_id.leader_id.node_id,
             committed_next: self.shared.committed_next.load(Ordering::Relaxed),
             group: u32::try_from(begin).unwrap_or(u32::MAX),
             kind: *kind,
+            format: Format::Plain,
+            key: PLAIN,
         };
-        self.buffer.extend_from_slice(&header.encode(number));
-        self.buffer.extend_from_slice(payload);
-        self.buffer.resize(self.buffer.len().next_multiple_of(ALIGN_BYTES as usize), 0);
-        Place { offset, payload_bytes, kind: *kind, log_id: *log_id }
+        let keyring = &self.shared.keyring;
+        let written = record::encode(header, payload, number, keyring, key, &mut self.buffer);
+        Place {
+            offset,
+            payload_bytes: written.payload_bytes,
+            kind: *kind,
+            key: written.key,
+            log_id: *log_id,
+        }
     }
 
     /// Writes the buffer at `begin` of the current segment. On the disk when this returns.
