@@ -3,6 +3,7 @@
 //!
 //! Nothing in this crate touches a clock, a disk or a network; its dependencies keep it so.
 
+pub mod access;
 pub mod admission;
 pub mod apply;
 pub mod endpoints;

@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod queue;
+mod roles;
 #[cfg(test)]
 mod tests;
 
@@ -134,6 +135,10 @@ impl<S: Signals> Driver<S> {
     async fn lead(&mut self) -> Ended {
         if let Err(error) = bootstrap::ensure_namespaces(&self.store).await {
             warn!("create the first namespaces: {error}");
+            return Ended::Retry;
+        }
+        if let Err(error) = roles::ensure(&self.store).await {
+            warn!("create the default roles: {error}");
             return Ended::Retry;
         }
         let Ok(mut changes) = self.store.changes(None) else { return Ended::Retry };

@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use timonier_proto::Object;
 use timonier_proto::latency::LatencyAutoscalerSpec;
 
+use super::access;
+
 /// Seconds that a client stays with one pod under `sessionAffinity: ClientIP`.
 const AFFINITY_SECONDS: i32 = 10_800;
 const REVISION_HISTORY_LIMIT: i32 = 10;
@@ -48,6 +50,14 @@ pub fn fill(object: &mut Object) {
             }
         }
         Object::LatencyAutoscaler(scaler) => latency_spec(&mut Arc::make_mut(scaler).spec),
+        Object::RoleBinding(binding) => {
+            let binding = Arc::make_mut(binding);
+            access::fill(&mut binding.role_ref, binding.subjects.as_deref_mut());
+        }
+        Object::ClusterRoleBinding(binding) => {
+            let binding = Arc::make_mut(binding);
+            access::fill(&mut binding.role_ref, binding.subjects.as_deref_mut());
+        }
         Object::Namespace(_)
         | Object::Node(_)
         | Object::ConfigMap(_)
@@ -57,9 +67,7 @@ pub fn fill(object: &mut Object) {
         | Object::LimitRange(_)
         | Object::PodDisruptionBudget(_)
         | Object::Role(_)
-        | Object::RoleBinding(_)
         | Object::ClusterRole(_)
-        | Object::ClusterRoleBinding(_)
         | Object::Endpoints(_)
         | Object::Event(_) => {}
     }

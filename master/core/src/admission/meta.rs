@@ -15,6 +15,9 @@ pub fn name_rule(kind: Kind) -> fn(&str) -> NameResult {
     match kind {
         Kind::Namespace => names::dns_label,
         Kind::Service => names::dns_1035_label,
+        Kind::Role | Kind::RoleBinding | Kind::ClusterRole | Kind::ClusterRoleBinding => {
+            super::access::path_segment
+        }
         _ => names::dns_subdomain,
     }
 }

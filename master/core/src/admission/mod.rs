@@ -4,6 +4,7 @@
 //! Pure: it knows the object and, for a change, the object it replaces. It does not know the rest
 //! of the state (that a namespace exists, which addresses are free): that is the doors' part.
 
+mod access;
 mod container;
 mod defaults;
 mod field;
@@ -64,19 +65,26 @@ fn check(object: &Object, problems: &mut Problems) {
         Object::Service(service) => service::check(&root, service, problems),
         Object::ConfigMap(map) => volume::config_map(map, problems),
         Object::LatencyAutoscaler(scaler) => latency::check(&root, &scaler.spec, problems),
+        Object::ServiceAccount(account) => access::service_account(account, problems),
+        Object::Role(role) => access::rules(role.rules.as_deref(), true, problems),
+        Object::ClusterRole(role) => {
+            access::rules(role.rules.as_deref(), false, problems);
+            access::selectors(role.aggregation_rule.as_ref(), problems);
+        }
+        Object::RoleBinding(binding) => {
+            access::binding(&binding.role_ref, binding.subjects.as_deref(), true, problems);
+        }
+        Object::ClusterRoleBinding(binding) => {
+            access::binding(&binding.role_ref, binding.subjects.as_deref(), false, problems);
+        }
         Object::Namespace(_)
         | Object::Node(_)
         | Object::Endpoints(_)
         | Object::Event(_)
         | Object::Secret(_)
-        | Object::ServiceAccount(_)
         | Object::ResourceQuota(_)
         | Object::LimitRange(_)
-        | Object::PodDisruptionBudget(_)
-        | Object::Role(_)
-        | Object::RoleBinding(_)
-        | Object::ClusterRole(_)
-        | Object::ClusterRoleBinding(_) => {}
+        | Object::PodDisruptionBudget(_) => {}
     }
 }
 

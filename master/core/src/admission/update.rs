@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Service};
+use k8s_openapi::api::rbac::v1::RoleRef;
 use timonier_proto::Object;
 
 use super::field::{Field, Problems};
@@ -47,7 +48,19 @@ pub fn check(old: &Object, new: &Object, problems: &mut Problems) {
                 same(&spec.name("podCIDR"), range(old), range(new), problems);
             }
         }
+        (Object::RoleBinding(old), Object::RoleBinding(new)) => {
+            role_ref(&old.role_ref, &new.role_ref, problems);
+        }
+        (Object::ClusterRoleBinding(old), Object::ClusterRoleBinding(new)) => {
+            role_ref(&old.role_ref, &new.role_ref, problems);
+        }
         _ => {}
+    }
+}
+
+fn role_ref(old: &RoleRef, new: &RoleRef, problems: &mut Problems) {
+    if old != new {
+        problems.invalid(&Field::root("roleRef"), new, "cannot change roleRef");
     }
 }
 

@@ -5,6 +5,7 @@
 //! no book of expectations. What a loop answers is data; the driver checks it
 //! ([`crate::invariants`]), stamps it and proposes it.
 
+pub mod aggregation;
 pub mod deployment;
 pub mod endpoints;
 pub mod events;
@@ -15,6 +16,7 @@ pub mod node;
 pub mod pod;
 pub mod record;
 pub mod replicaset;
+pub mod service_account;
 
 use timonier_proto::ObjectKey;
 
@@ -65,6 +67,8 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(gc::GarbageLoop),
         Box::new(namespace::NamespaceLoop),
         Box::new(latency::LatencyLoop),
+        Box::new(aggregation::AggregationLoop),
+        Box::new(service_account::ServiceAccountLoop),
         Box::new(events::EventLoop),
     ]
 }
