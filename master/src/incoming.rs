@@ -1,13 +1,24 @@
 //! The connections that the master accepts, with their writes gathered.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::{Stream, StreamExt};
+use timonier_identity::PeerCertificate;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+
+/// What is known of a connection; each of its requests has it among its extensions.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    pub remote: Option<SocketAddr>,
+    /// Whose certificate the other side showed; none where it showed none.
+    pub peer: Option<Arc<PeerCertificate>>,
+}
 
 /// The connections of a listener.
 pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Gathering<TcpStream>>> {

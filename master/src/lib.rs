@@ -4,10 +4,11 @@
 //! The edge: clocks, disks, sockets and randomness are here; what to decide is in
 //! `timonier-master-core`.
 
+pub mod caller;
 pub mod config;
 pub mod driver;
 pub mod grpc;
-mod incoming;
+pub mod incoming;
 pub mod server;
 pub mod sessions;
 pub mod stamp;
