@@ -2,20 +2,42 @@
 //! reads no API and sees only what its own pods use.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+use crate::secret::RegistryCredentials;
+
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CompiledPod {
     pub pod: Pod,
     /// By name, in the pod's namespace; `None` where the object does not exist.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_maps: BTreeMap<String, Option<ConfigMap>>,
+    /// As the config maps. Only those that volumes and variables refer to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, Option<Secret>>,
+    /// What its image pull secrets hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryCredentials>,
     /// Latency measurements wanted of this pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub latency: Vec<LatencyMeasurement>,
+}
+
+/// Without what its secrets keep.
+impl fmt::Debug for CompiledPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompiledPod")
+            .field("pod", &self.pod)
+            .field("config_maps", &self.config_maps)
+            .field("secrets", &self.secrets.keys())
+            .field("registries", &self.registries)
+            .field("latency", &self.latency)
+            .finish()
+    }
 }
 
 /// What to measure every [`crate::latency::BEAT_INTERVAL_MS`].

@@ -72,8 +72,18 @@ macro_rules! kinds {
         }),*];
 
         /// One object of any kind. Clones share the contents.
-        #[derive(Debug, Clone, PartialEq)]
+        #[derive(Clone, PartialEq)]
         pub enum Object { $($name(Arc<$type>)),* }
+
+        /// For logs: whole, but for what a secret keeps.
+        impl fmt::Debug for Object {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                if let Object::Secret(secret) = self {
+                    return crate::secret::Redacted(secret).fmt(f);
+                }
+                match self { $(Object::$name(o) => f.debug_tuple(stringify!($name)).field(o).finish()),* }
+            }
+        }
 
         impl Object {
             pub fn kind(&self) -> Kind { match self { $(Object::$name(_) => Kind::$name),* } }

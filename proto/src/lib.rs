@@ -16,6 +16,7 @@ pub mod kinds;
 pub mod latency;
 pub mod names;
 pub mod quantity;
+pub mod secret;
 pub mod selector;
 pub mod status;
 

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector,
+    ConfigMap, Container, DownwardAPIVolumeFile, EnvVarSource, ObjectFieldSelector, Pod,
+    ResourceFieldSelector, Secret,
 };
 use timonier_proto::compiled::CompiledPod;
 use timonier_proto::quantity::{cpu_millis, units};
 
 /// What is known of a pod only once it is on a node.
 #[derive(Debug, Clone, Default)]
-pub(super) struct NodeFacts {
+pub(crate) struct NodeFacts {
     pub(super) node: String,
     pub(super) host_ip: String,
     pub(super) pod_ip: String,
@@ -106,8 +107,14 @@ pub(super) fn environment(
     let mut env = Environment::default();
     for source in container.env_from.as_deref().unwrap_or_default() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
-        if source.secret_ref.is_some() {
-            return Err("envFrom.secretRef is not supported by this version".to_owned());
+        if let Some(reference) = &source.secret_ref {
+            let optional = reference.optional == Some(true);
+            let Some(secret) = secret(compiled, &reference.name, optional)? else { continue };
+            for key in secret.data.iter().flat_map(|data| data.keys()) {
+                let value = secret_text(secret, key)?.unwrap_or_default();
+                env.set(&format!("{prefix}{key}"), value);
+            }
+            continue;
         }
         let Some(reference) = &source.config_map_ref else { continue };
         let optional = reference.optional == Some(true);
@@ -142,6 +149,33 @@ fn config_map<'a>(
     }
 }
 
+fn secret<'a>(
+    compiled: &'a CompiledPod,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a Secret>, String> {
+    match compiled.secrets.get(name).and_then(Option::as_ref) {
+        Some(secret) => Ok(Some(secret)),
+        None if optional => Ok(None),
+        None => Err(format!("secret \"{name}\" not found")),
+    }
+}
+
+/// The engine takes variables as text only.
+fn secret_text(secret: &Secret, key: &str) -> Result<Option<String>, String> {
+    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else { return Ok(None) };
+    match String::from_utf8(value.0.clone()) {
+        Ok(text) if !text.contains('\0') => Ok(Some(text)),
+        _ => {
+            let name = secret.metadata.name.as_deref().unwrap_or_default();
+            Err(format!(
+                "key {key} in Secret {name} is not text, which a variable must be; hint: mount the \
+                 secret as a volume"
+            ))
+        }
+    }
+}
+
 /// None: the variable is left out.
 fn from_source(
     compiled: &CompiledPod,
@@ -165,10 +199,39 @@ fn from_source(
         }
         return Ok(value);
     }
-    if source.secret_key_ref.is_some() {
-        return Err("secretKeyRef is not supported by this version".to_owned());
+    if let Some(key) = &source.secret_key_ref {
+        let optional = key.optional == Some(true);
+        let Some(secret) = secret(compiled, &key.name, optional)? else { return Ok(None) };
+        let value = secret_text(secret, &key.key)?;
+        if value.is_none() && !optional {
+            let namespace = compiled.pod.metadata.namespace.as_deref().unwrap_or_default();
+            let (key, name) = (&key.key, &key.name);
+            return Err(format!("couldn't find key {key} in Secret {namespace}/{name}"));
+        }
+        return Ok(value);
     }
     Err("valueFrom names no source".to_owned())
+}
+
+/// What a file of a `downwardAPI` volume holds.
+pub(crate) fn downward(
+    pod: &Pod,
+    item: &DownwardAPIVolumeFile,
+    facts: &NodeFacts,
+) -> Result<String, String> {
+    if let Some(resource) = &item.resource_field_ref {
+        let none = Container::default();
+        return resource_value(pod, &none, resource, facts);
+    }
+    let Some(field) = &item.field_ref else { return Err("it names no source".to_owned()) };
+    let map = match field.field_path.as_str() {
+        "metadata.labels" => &pod.metadata.labels,
+        "metadata.annotations" => &pod.metadata.annotations,
+        _ => return field_value(pod, field, facts),
+    };
+    // As Kubernetes writes them: a line each, the value quoted.
+    let lines = map.iter().flatten().map(|(key, value)| format!("{key}={value:?}"));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn field_value(
@@ -266,7 +329,18 @@ mod tests {
                 ("gone".into(), None),
             ]
             .into(),
-            latency: Vec::new(),
+            secrets: [(
+                "s".to_owned(),
+                Some(
+                    serde_json::from_value(json!({
+                        "metadata": {"name": "s"},
+                        "data": {"pass": "aHVudGVyMg==", "binary": "/w=="}
+                    }))
+                    .unwrap(),
+                ),
+            )]
+            .into(),
+            ..CompiledPod::default()
         };
         let facts = NodeFacts {
             node: "n1".into(),
@@ -341,5 +415,28 @@ mod tests {
             "couldn't find key k in ConfigMap conf"
         );
         assert!(from(json!({"fieldRef": {"fieldPath": "spec.x"}})).contains("spec.x"));
+        assert_eq!(
+            from(json!({"secretKeyRef": {"name": "gone", "key": "k"}})),
+            "secret \"gone\" not found"
+        );
+        assert!(
+            from(json!({"secretKeyRef": {"name": "s", "key": "k"}}))
+                .starts_with("couldn't find key k in Secret ")
+        );
+        assert!(from(json!({"secretKeyRef": {"name": "s", "key": "binary"}})).contains("not text"));
+    }
+
+    #[test]
+    fn secrets_become_variables() {
+        let lines = env(json!({
+            "name": "c",
+            "envFrom": [{"secretRef": {"name": "gone", "optional": true}}],
+            "env": [
+                {"name": "P", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pass"}}},
+                {"name": "O", "valueFrom": {"secretKeyRef": {"name": "s", "key": "no", "optional": true}}},
+            ]
+        }))
+        .unwrap();
+        assert_eq!(lines, ["P=hunter2"]);
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use timonier_agent_core::pod::{ImageFailure, Pull, PullPolicy};
+use timonier_proto::secret::{self, RegistryCredentials};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::runtime::{ImageInfo, Runtime, RuntimeError};
+use crate::runtime::{ImageInfo, RegistryAuth, Runtime, RuntimeError};
 
 /// How long a lookup is believed.
 const LOOKUP_VALID: Duration = Duration::from_secs(1);
@@ -47,6 +48,7 @@ impl Images {
         &self,
         reference: &str,
         policy: PullPolicy,
+        registries: &[RegistryCredentials],
         pulling: impl AsyncFnOnce(),
     ) -> Result<Found, Failed> {
         check(reference).map_err(|why| (ImageFailure::InvalidName, why.to_owned()))?;
@@ -72,13 +74,38 @@ impl Images {
         // The semaphore is never closed.
         let _permit = self.pulls.acquire().await.ok();
         let begun = Instant::now();
-        let told = |line: &str| tracing::debug!(reference, line, "pulling");
-        let pulled = self.runtime.pull(reference, None, &told).await.map_err(pull_failed)?;
+        let pulled = self.pull(reference, registries).await.map_err(pull_failed)?;
         let image = Arc::new(pulled);
         *slot = Some(Lookup { at: Instant::now(), image: image.clone() });
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let bytes = image.size_bytes;
         Ok((image, Some(Pull { milliseconds, bytes })))
+    }
+
+    /// With each of the credentials that are meant for it, or with none where there are none.
+    async fn pull(
+        &self,
+        reference: &str,
+        registries: &[RegistryCredentials],
+    ) -> Result<ImageInfo, RuntimeError> {
+        let told = |line: &str| tracing::debug!(reference, line, "pulling");
+        let mut refused = None;
+        for one in secret::matching(registries, reference) {
+            let auth = RegistryAuth {
+                server: one.server.clone(),
+                username: one.username.clone(),
+                password: one.password.clone(),
+            };
+            match self.runtime.pull(reference, Some(auth), &told).await {
+                Ok(image) => return Ok(image),
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) => Err(error),
+            None => self.runtime.pull(reference, None, &told).await,
+        }
     }
 
     fn slot(&self, reference: &str) -> Arc<tokio::sync::Mutex<Option<Lookup>>> {

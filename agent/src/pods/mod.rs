@@ -38,7 +38,7 @@ pub use network::{NetAnswer, PodNetwork};
 use crate::net::{NetError, install_init};
 use crate::runtime::Runtime;
 use clock::Clock;
-use env::NodeFacts;
+pub(crate) use env::{NodeFacts, downward};
 use shared::{Setup, Shared};
 use supervisor::{Command, Supervisor};
 

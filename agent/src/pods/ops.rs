@@ -133,8 +133,9 @@ impl Ops {
     pub(super) async fn prepare_disk(&self, ip: Option<Ipv4Addr>) -> Result<Prepared, Failure> {
         let dir = self.shared.pod_dir(&self.uid);
         let (compiled, host_network) = (self.compiled.clone(), self.host_network());
+        let facts = self.shared.facts.clone();
         let work = move || {
-            let volumes = volumes::prepare(&dir, &compiled)
+            let volumes = volumes::prepare(&dir, &compiled, &facts)
                 .map_err(|error| failure("FailedMount", error.to_string()))?;
             let files = match host_network {
                 true => None,
@@ -209,7 +210,7 @@ impl Ops {
         pulling: impl AsyncFnOnce(),
     ) -> Outcome {
         let image = self.container(slot).and_then(|c| c.image.clone()).unwrap_or_default();
-        match self.shared.images.ensure(&image, policy, pulling).await {
+        match self.shared.images.ensure(&image, policy, &self.compiled.registries, pulling).await {
             Ok((image, pull)) => Outcome::Image { slot, image, pull },
             Err((kind, message)) => Outcome::Event(Event::ImageFailed { slot, kind, message }),
         }

@@ -93,8 +93,10 @@ pub struct RuntimeVersion {
     pub version: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a registry is told; never printed.
+#[derive(Clone, PartialEq, Eq)]
 pub struct RegistryAuth {
+    pub server: String,
     pub username: String,
     pub password: String,
 }

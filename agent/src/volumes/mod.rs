@@ -1,11 +1,13 @@
-//! The volumes of a pod as folders of the host: emptyDir, hostPath and configMap.
+//! The volumes of a pod as folders of the host: emptyDir, hostPath, and what shows objects as files
+//! (configMap, secret, downwardAPI, projected).
 //!
 //! Everything of a pod lies in one folder, which goes with it. Nothing is mounted into containers
 //! here; [`mounts`] only says what is to be. Blocking file work throughout: call it off the
 //! runtime's threads.
 
-mod config_map;
+mod files;
 mod host_path;
+mod sources;
 mod tmpfs;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,8 @@ use thiserror::Error;
 use timonier_proto::compiled::CompiledPod;
 use timonier_proto::quantity;
 
+use self::sources::Source;
+use crate::pods::NodeFacts;
 use crate::runtime::Mount;
 
 const FOLDER: &str = "volumes";
@@ -28,16 +32,18 @@ const SET_GID: u32 = 0o2000;
 /// Why a volume cannot be had.
 #[derive(Debug, Error)]
 pub enum VolumeError {
-    #[error("volume \"{volume}\": config map \"{name}\" not found")]
-    NoConfigMap { volume: String, name: String },
-    #[error("volume \"{volume}\": config map \"{name}\" has no key \"{key}\"")]
-    NoKey { volume: String, name: String, key: String },
+    #[error("volume \"{volume}\": {what} \"{name}\" not found")]
+    NotFound { volume: String, what: &'static str, name: String },
+    #[error("volume \"{volume}\": {what} \"{name}\" has no key \"{key}\"")]
+    NoKey { volume: String, what: &'static str, name: String, key: String },
+    #[error("volume \"{volume}\": file {path}: {why}")]
+    Downward { volume: String, path: String, why: String },
     #[error("volume \"{volume}\": path \"{path}\" must be relative and must not contain \"..\"")]
     Outside { volume: String, path: String },
     #[error("volume \"{volume}\": hostPath type check failed: {path} is not a {wanted}")]
     HostPath { volume: String, path: String, wanted: &'static str },
     #[error(
-        "volume \"{volume}\": its kind is not supported by this version; hint: use emptyDir, hostPath or configMap"
+        "volume \"{volume}\": its kind is not supported by this version; hint: use emptyDir, hostPath, configMap, secret, downwardAPI or projected"
     )]
     Unsupported { volume: String },
     #[error("container \"{container}\" mounts volume \"{volume}\", which the pod does not have")]
@@ -64,14 +70,19 @@ impl VolumeError {
 /// Where each volume of a pod lies on the host, by name.
 pub type VolumePaths = BTreeMap<String, PathBuf>;
 
-/// Makes the pod's volumes below `pod_dir`, or finds them made; config maps are brought up to
-/// date, each atomically.
-pub fn prepare(pod_dir: &Path, compiled: &CompiledPod) -> Result<VolumePaths, VolumeError> {
+/// Makes the pod's volumes below `pod_dir`, or finds them made; those that show objects are brought
+/// up to date, each atomically.
+pub(crate) fn prepare(
+    pod_dir: &Path,
+    compiled: &CompiledPod,
+    facts: &NodeFacts,
+) -> Result<VolumePaths, VolumeError> {
     let spec = compiled.pod.spec.as_ref();
     let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group);
     let mut paths = VolumePaths::new();
     for volume in spec.and_then(|s| s.volumes.as_deref()).unwrap_or_default() {
-        let path = prepare_one(pod_dir, volume, group, compiled)?;
+        let path =
+            prepare_one(pod_dir, volume, group, &Source { volume: &volume.name, compiled, facts })?;
         paths.insert(volume.name.clone(), path);
     }
     Ok(paths)
@@ -81,7 +92,7 @@ fn prepare_one(
     pod_dir: &Path,
     volume: &Volume,
     group: Option<i64>,
-    compiled: &CompiledPod,
+    shown: &Source<'_>,
 ) -> Result<PathBuf, VolumeError> {
     let name = &volume.name;
     let dir = pod_dir.join(FOLDER).join(inside(name, name)?);
@@ -92,13 +103,25 @@ fn prepare_one(
         empty_dir(name, &dir, source, group)?;
         return Ok(dir);
     }
+    let group = group.and_then(|group| u32::try_from(group).ok());
     if let Some(source) = &volume.config_map {
-        let map = compiled.config_maps.get(&source.name).and_then(Option::as_ref);
-        let files = config_map::files(name, source, map)?;
-        config_map::write(name, &dir, &files)?;
+        files::write(name, &dir, &shown.config_map(source)?, None)?;
         return Ok(dir);
     }
-    Err(VolumeError::Unsupported { volume: name.clone() })
+    let files = if let Some(source) = &volume.secret {
+        shown.secret(source)?
+    } else if let Some(source) = &volume.projected {
+        shown.projected(source)?
+    } else if let Some(source) = &volume.downward_api {
+        shown.downward(source.items.as_deref().unwrap_or_default(), source.default_mode)?
+    } else {
+        return Err(VolumeError::Unsupported { volume: name.clone() });
+    };
+    // In memory: what a secret keeps is on no disk of the node.
+    fs::create_dir_all(&dir).map_err(VolumeError::file(name, "make", &dir))?;
+    tmpfs::mount(&dir, None).map_err(VolumeError::file(name, "mount memory at", &dir))?;
+    files::write(name, &dir, &files, group)?;
+    Ok(dir)
 }
 
 fn empty_dir(

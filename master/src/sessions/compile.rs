@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use prost::Message;
 use serde::Serialize;
 use timonier_master_core::endpoints;
@@ -13,9 +13,12 @@ use timonier_master_core::object::{controller_of, is_finished, name_of, namespac
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::compiled::LatencyMeasurement;
 use timonier_proto::latency::LatencyAutoscaler;
+use timonier_proto::secret::RegistryCredentials;
 use timonier_proto::v1::{
     AssignedPod, AssignedService, AssignedServicePort, IsolatedNetwork, ServiceEndpoint,
 };
+
+use super::secrets;
 
 /// Annotation of a namespace that is a network of its own.
 const NETWORK_ANNOTATION: &str = "timonier.io/network";
@@ -32,6 +35,10 @@ struct Compiled<'a> {
     pod: &'a Pod,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     config_maps: BTreeMap<&'a str, Option<&'a ConfigMap>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    secrets: BTreeMap<&'a str, Option<&'a Secret>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    registries: Vec<RegistryCredentials>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     latency: Vec<LatencyMeasurement>,
 }
@@ -43,7 +50,17 @@ pub fn pod(snapshot: &Snapshot, pod: &Pod) -> AssignedPod {
         .into_iter()
         .map(|name| (name, snapshot.get::<ConfigMap>(namespace, name).map(|map| &**map)))
         .collect();
-    let compiled = Compiled { pod, config_maps, latency: latency(snapshot, pod) };
+    let shown = secrets::shown(pod)
+        .into_iter()
+        .map(|name| (name, snapshot.get::<Secret>(namespace, name).map(|secret| &**secret)))
+        .collect();
+    let compiled = Compiled {
+        pod,
+        config_maps,
+        secrets: shown,
+        registries: secrets::registries(snapshot, pod),
+        latency: latency(snapshot, pod),
+    };
     let json = serde_json::to_vec(&compiled).expect("objects are plain data");
     AssignedPod { uid: uid_of(&pod.metadata).to_owned(), compiled_json: json.into() }
 }

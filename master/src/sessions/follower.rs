@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::compile;
 use super::registry::Claim;
+use super::{compile, secrets};
 use crate::store::{Changes, ChangesError, Store};
 use crate::telemetry::Hub;
 
@@ -268,6 +268,18 @@ fn dirty(batch: &[Arc<Change>], snapshot: &Snapshot) -> Dirty {
                 let name = change.key.name.as_str();
                 mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
                     compile::config_map_names(pod).contains(name)
+                });
+            }
+            Kind::Secret => {
+                let name = change.key.name.as_str();
+                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                    secrets::uses(snapshot, pod, name)
+                });
+            }
+            Kind::ServiceAccount => {
+                let name = change.key.name.as_str();
+                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                    secrets::account_of(pod) == name
                 });
             }
             Kind::LatencyAutoscaler => autoscaler_changed(change, snapshot, &mut dirty),

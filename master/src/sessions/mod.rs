@@ -9,6 +9,7 @@ mod events;
 mod follower;
 mod node;
 mod registry;
+mod secrets;
 mod session;
 mod statuses;
 #[cfg(test)]

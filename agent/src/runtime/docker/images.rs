@@ -60,6 +60,7 @@ pub(super) async fn pull(
     let credentials = auth.map(|auth| DockerCredentials {
         username: Some(auth.username),
         password: Some(auth.password),
+        serveraddress: Some(auth.server),
         ..Default::default()
     });
     let mut steps = docker.create_image(Some(options), None, credentials);

@@ -8,6 +8,7 @@ use timonier_proto::{names, quantity};
 use super::field::{Field, Problems};
 use super::pod::unsupported;
 use super::probe;
+use super::volume::RESOURCES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -107,7 +108,6 @@ fn value_from(field: &Field<'_>, variable: &EnvVar, problems: &mut Problems) {
         problems.invalid(field, "", "may not be specified when `value` is not empty");
     }
     unsupported!(problems, field, source, {
-        secret_key_ref: "secretKeyRef", "there are no secrets yet; use configMapKeyRef";
         file_key_ref: "fileKeyRef", "";
     });
     let given = [
@@ -121,7 +121,7 @@ fn value_from(field: &Field<'_>, variable: &EnvVar, problems: &mut Problems) {
         0 => problems.invalid(
             field,
             "",
-            "must specify one of: `fieldRef`, `resourceFieldRef` or `configMapKeyRef`",
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
         ),
         1 => {}
         _ => problems.invalid(field, "", "may not have more than one field specified at a time"),
@@ -143,26 +143,40 @@ fn value_from(field: &Field<'_>, variable: &EnvVar, problems: &mut Problems) {
         }
         problems.name(&field.name("key"), &reference.key, names::config_key(&reference.key));
     }
+    if let Some(reference) = &source.secret_key_ref {
+        let field = field.name("secretKeyRef");
+        if reference.name.is_empty() {
+            problems.required(&field.name("name"), "");
+        }
+        problems.name(&field.name("key"), &reference.key, names::config_key(&reference.key));
+    }
     if let Some(reference) = &source.resource_field_ref {
-        let supported = ["limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
         let field = field.name("resourceFieldRef");
-        problems.one_of(&field.name("resource"), &reference.resource, &supported);
+        problems.one_of(&field.name("resource"), &reference.resource, &RESOURCES);
     }
 }
 
 fn env_from(field: &Field<'_>, container: &Container, problems: &mut Problems) {
     for (index, source) in container.env_from.iter().flatten().enumerate() {
         let field = field.index(index);
-        unsupported!(problems, field, source, {
-            secret_ref: "secretRef", "there are no secrets yet; use configMapRef";
-        });
-        match &source.config_map_ref {
-            Some(reference) if reference.name.is_empty() => {
+        match (&source.config_map_ref, &source.secret_ref) {
+            (Some(reference), None) if reference.name.is_empty() => {
                 let field = field.name("configMapRef");
                 problems.required(&field.name("name"), "");
             }
-            None if source.secret_ref.is_none() => {
-                problems.invalid(&field, "", "must specify `configMapRef`");
+            (None, Some(reference)) if reference.name.is_empty() => {
+                let field = field.name("secretRef");
+                problems.required(&field.name("name"), "");
+            }
+            (None, None) => {
+                problems.invalid(&field, "", "must specify one of: `configMapRef` or `secretRef`");
+            }
+            (Some(_), Some(_)) => {
+                problems.invalid(
+                    &field,
+                    "",
+                    "may not have more than one field specified at a time",
+                );
             }
             _ => {}
         }

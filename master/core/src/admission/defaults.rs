@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStrategy};
 use k8s_openapi::api::core::v1::{
-    ClientIPConfig, Container, ContainerPort, HTTPGetAction, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, ResourceRequirements, ServiceSpec, SessionAffinityConfig, Volume,
+    ClientIPConfig, Container, ContainerPort, DownwardAPIVolumeFile, HTTPGetAction,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, ServiceSpec,
+    SessionAffinityConfig, Volume,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use timonier_proto::Object;
@@ -21,7 +22,9 @@ const REVISION_HISTORY_LIMIT: i32 = 10;
 const PROGRESS_DEADLINE_SECONDS: i32 = 600;
 /// Of `maxSurge` and `maxUnavailable`.
 const ROLLING_SHARE: &str = "25%";
-/// Mode of a config map's files: 0644.
+/// How long a pod's token is valid: an hour.
+const TOKEN_SECONDS: i64 = 3600;
+/// Mode of a config map's files, and a secret's: 0644.
 const FILE_MODE: i32 = 0o644;
 
 pub fn fill(object: &mut Object) {
@@ -49,6 +52,7 @@ pub fn fill(object: &mut Object) {
                 service_spec(spec);
             }
         }
+        Object::Secret(secret) => super::secret::fill(secret),
         Object::LatencyAutoscaler(scaler) => latency_spec(&mut Arc::make_mut(scaler).spec),
         Object::RoleBinding(binding) => {
             let binding = Arc::make_mut(binding);
@@ -61,7 +65,6 @@ pub fn fill(object: &mut Object) {
         Object::Namespace(_)
         | Object::Node(_)
         | Object::ConfigMap(_)
-        | Object::Secret(_)
         | Object::ServiceAccount(_)
         | Object::ResourceQuota(_)
         | Object::LimitRange(_)
@@ -163,6 +166,33 @@ fn volume(volume: &mut Volume) {
     }
     if let Some(map) = &mut volume.config_map {
         map.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(secret) = &mut volume.secret {
+        secret.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(projected) = &mut volume.projected {
+        projected.default_mode.get_or_insert(FILE_MODE);
+        for source in projected.sources.iter_mut().flatten() {
+            if let Some(token) = &mut source.service_account_token {
+                token.expiration_seconds.get_or_insert(TOKEN_SECONDS);
+            }
+        }
+        let items = projected.sources.iter_mut().flatten().filter_map(|s| s.downward_api.as_mut());
+        for item in items.flat_map(|d| d.items.iter_mut().flatten()) {
+            downward_item(item);
+        }
+    }
+    if let Some(downward) = &mut volume.downward_api {
+        downward.default_mode.get_or_insert(FILE_MODE);
+        for item in downward.items.iter_mut().flatten() {
+            downward_item(item);
+        }
+    }
+}
+
+fn downward_item(item: &mut DownwardAPIVolumeFile) {
+    if let Some(field) = &mut item.field_ref {
+        set(&mut field.api_version, "v1");
     }
 }
 

@@ -13,6 +13,7 @@ mod meta;
 mod pod;
 mod probe;
 mod qos;
+mod secret;
 mod server_owned;
 mod service;
 mod update;
@@ -64,6 +65,7 @@ fn check(object: &Object, problems: &mut Problems) {
         Object::ReplicaSet(set) => workload::replica_set(&root, set, problems),
         Object::Service(service) => service::check(&root, service, problems),
         Object::ConfigMap(map) => volume::config_map(map, problems),
+        Object::Secret(secret) => secret::check(secret, problems),
         Object::LatencyAutoscaler(scaler) => latency::check(&root, &scaler.spec, problems),
         Object::ServiceAccount(account) => access::service_account(account, problems),
         Object::Role(role) => access::rules(role.rules.as_deref(), true, problems),
@@ -81,7 +83,6 @@ fn check(object: &Object, problems: &mut Problems) {
         | Object::Node(_)
         | Object::Endpoints(_)
         | Object::Event(_)
-        | Object::Secret(_)
         | Object::ResourceQuota(_)
         | Object::LimitRange(_)
         | Object::PodDisruptionBudget(_) => {}

@@ -68,8 +68,6 @@ always_asks!(
     PodOS,
     ResourceRequirements,
     SELinuxOptions,
-    SecretEnvSource,
-    SecretKeySelector,
     FileKeySelector,
     WindowsSecurityContextOptions,
     WorkloadReference
@@ -126,6 +124,11 @@ pub fn check(field: &Field<'_>, spec: &PodSpec, problems: &mut Problems) {
         problems.name(&field.name("nodeName"), node, names::dns_subdomain(node));
     }
     tolerations(&field.name("tolerations"), spec, problems);
+    let pulls = field.name("imagePullSecrets");
+    for (index, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
+        let field = pulls.index(index);
+        problems.name(&field.name("name"), &secret.name, names::dns_subdomain(&secret.name));
+    }
     if let Some(context) = &spec.security_context {
         security(&field.name("securityContext"), context, problems);
     }
@@ -150,7 +153,6 @@ fn check_supported(field: &Field<'_>, spec: &PodSpec, problems: &mut Problems) {
         topology_spread_constraints: "topologySpreadConstraints", "replicas are spread over the nodes anyway";
         active_deadline_seconds: "activeDeadlineSeconds", "";
         ephemeral_containers: "ephemeralContainers", "";
-        image_pull_secrets: "imagePullSecrets", "send the image with `timonctl image load`";
         priority_class_name: "priorityClassName", "";
         runtime_class_name: "runtimeClassName", "";
         readiness_gates: "readinessGates", "";

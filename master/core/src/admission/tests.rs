@@ -267,7 +267,6 @@ fn what_no_agent_does_is_refused_by_name() {
         expect![[r#"
             Pod "p" is invalid: spec.affinity: Forbidden: not supported here (use nodeSelector)
             spec.serviceAccountName: Forbidden: not supported here (there are no service accounts yet)
-            spec.volumes[0].secret: Forbidden: not supported here (use emptyDir, hostPath or configMap)
             spec.volumes[1].name: Duplicate value: "a"
             spec.volumes[2]: Required value: must specify a volume type
             spec.volumes[3].hostPath: Forbidden: may not specify more than 1 volume type
@@ -367,6 +366,93 @@ fn services_config_maps_and_scalers_are_checked() {
             spec.latencyMilliseconds: Invalid value: 0: must be between 1 and 600000, inclusive
             spec.step: Invalid value: 0: must be greater than or equal to 1
             spec.minReplicas: Invalid value: 20: must be less than or equal to maxReplicas (10)"#]],
+    );
+}
+
+fn a_secret(type_: &str, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "type": type_, "data": data,
+        "metadata": {"name": "s", "namespace": "n"}})
+}
+
+#[test]
+fn secrets_are_filled_and_checked() {
+    let mut given = a_secret("", json!({"a": "b2xk"}));
+    given["stringData"] = json!({"a": "new", "b": "text"});
+    let stored = admit_new(decode(&given).unwrap()).unwrap().to_value().unwrap();
+    assert_eq!(stored["data"], json!({"a": "bmV3", "b": "dGV4dA=="}));
+    assert_eq!((&stored["type"], stored.get("stringData")), (&json!("Opaque"), None));
+    refused(
+        a_secret("kubernetes.io/tls", json!({"tls.crt": "YQ==", "no/t": ""})),
+        expect![[r#"
+            Secret "s" is invalid: data[no/t]: Invalid value: "no/t": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')
+            data[tls.key]: Required value"#]],
+    );
+    refused(
+        a_secret("kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "c2VjcmV0"})),
+        expect![[
+            r#"Secret "s" is invalid: data[.dockerconfigjson]: Invalid value: "<secret contents redacted>": it is not as Docker's config.json: {"auths": {SERVER: {"username": …, "password": …}}}"#
+        ]],
+    );
+    for (type_, data) in [
+        ("kubernetes.io/basic-auth", json!({})),
+        ("kubernetes.io/ssh-auth", json!({"x": ""})),
+        ("kubernetes.io/service-account-token", json!({})),
+    ] {
+        let error = admit_new(decode(&a_secret(type_, data)).unwrap()).unwrap_err();
+        assert!(error.message.contains("Required value"), "{type_}: {}", error.message);
+    }
+    let large = "YWFh".repeat(400_000);
+    let error = admit_new(decode(&a_secret("", json!({"k": large}))).unwrap()).unwrap_err();
+    assert!(error.message.len() < 200 && error.message.contains("1048576"), "{}", error.message);
+    // What is no base64 is refused, and not quoted.
+    let error = decode(&a_secret("", json!({"k": "hunter2-is-no-base64!"}))).unwrap_err();
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    assert!(error.to_string().contains("data"), "{error}");
+}
+
+#[test]
+fn a_secret_keeps_its_type_and_an_immutable_one_its_values() {
+    let mut old = a_secret("", json!({"k": "YQ=="}));
+    let typed = a_secret("example.com/x", json!({"k": "YQ=="}));
+    let error = change(&old, &typed).unwrap_err();
+    expect![[r#"Secret "s" is invalid: type: Invalid value: "example.com/x": field is immutable"#]]
+        .assert_eq(&error.message);
+    change(&old, &a_secret("", json!({"k": "Yg=="}))).unwrap();
+    old["immutable"] = json!(true);
+    let mut new = old.clone();
+    new["data"]["k"] = json!("Yg==");
+    let error = change(&old, &new).unwrap_err();
+    expect![[
+        r#"Secret "s" is invalid: data: Forbidden: field is immutable when `immutable` is set"#
+    ]]
+    .assert_eq(&error.message);
+}
+
+#[test]
+fn pods_may_use_secrets() {
+    let mut value = pod();
+    value["spec"]["imagePullSecrets"] = json!([{"name": "registry"}]);
+    value["spec"]["volumes"] = json!([
+        {"name": "s", "secret": {"secretName": "s"}},
+        {"name": "p", "projected": {"sources": [{"secret": {"name": "s"}}]}},
+        {"name": "d", "downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+    ]);
+    value["spec"]["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "s"}}]);
+    let stored = admit_new(decode(&value).unwrap()).unwrap().to_value().unwrap();
+    assert_eq!(stored["spec"]["volumes"][0]["secret"]["defaultMode"], 0o644);
+    value["spec"]["volumes"] = json!([
+        {"name": "s", "secret": {"items": [{"key": "k", "path": "../x"}]}},
+        {"name": "p", "projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}, {}]}},
+        {"name": "d", "downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "status.podIP"}}]}},
+    ]);
+    refused(
+        value,
+        expect![[r#"
+        Pod "p" is invalid: spec.volumes[0].secret.secretName: Required value
+        spec.volumes[0].secret.items[0].path: Invalid value: "../x": must be a relative path without '..'
+        spec.volumes[1].projected.sources[0].clusterTrustBundle: Forbidden: not supported here
+        spec.volumes[1].projected.sources[1]: Forbidden: must specify exactly 1 volume type
+        spec.volumes[2].downwardAPI.items[0].fieldRef.fieldPath: Unsupported value: "status.podIP": supported values: "metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels", "metadata.annotations""#]],
     );
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::rbac::v1::RoleRef;
 use timonier_proto::Object;
 
 use super::field::{Field, Problems};
+use super::secret;
 
 const IMMUTABLE: &str = "field is immutable";
 const POD_IMMUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`, `spec.initContainers[*].image`, `spec.tolerations` and `spec.terminationGracePeriodSeconds`";
@@ -40,6 +41,7 @@ pub fn check(old: &Object, new: &Object, problems: &mut Problems) {
                 problems.forbidden(&Field::root("binaryData"), why);
             }
         }
+        (Object::Secret(old), Object::Secret(new)) => secret::check_change(old, new, problems),
         (Object::Node(old), Object::Node(new)) => {
             let range = |node: &k8s_openapi::api::core::v1::Node| {
                 node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone())

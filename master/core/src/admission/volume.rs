@@ -1,8 +1,12 @@
 //! Volumes of a pod, and the config maps that they show.
+//!
+//! What a secret must hold is [`super::secret`]'s.
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, PodSpec, ProjectedVolumeSource, Volume,
+};
 use serde_json::Value;
 use timonier_proto::{names, quantity};
 
@@ -20,7 +24,17 @@ const HOST_PATH_TYPES: &[&str] = &[
     "CharDevice",
     "BlockDevice",
 ];
-const SUPPORTED: [&str; 3] = ["emptyDir", "hostPath", "configMap"];
+const SUPPORTED: [&str; 6] =
+    ["emptyDir", "hostPath", "configMap", "secret", "projected", "downwardAPI"];
+const INSTEAD: &str = "use emptyDir, hostPath, configMap, secret, projected or downwardAPI";
+const DOWNWARD_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "metadata.labels",
+    "metadata.annotations",
+];
+pub const RESOURCES: [&str; 4] = ["limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
 
 /// Answers the names of the volumes, for the mounts.
 pub fn check<'a>(
@@ -50,7 +64,7 @@ fn source(field: &Field<'_>, volume: &Volume, problems: &mut Problems) {
     match sources.as_slice() {
         [] => problems.required(field, "must specify a volume type"),
         [one] if !SUPPORTED.contains(one) => {
-            problems.not_supported(&field.name(one), "use emptyDir, hostPath or configMap");
+            problems.not_supported(&field.name(one), INSTEAD);
         }
         [_] => {}
         [_, more, ..] => {
@@ -85,18 +99,116 @@ fn source(field: &Field<'_>, volume: &Volume, problems: &mut Problems) {
             problems.required(&field.name("name"), "");
         }
         mode(&field.name("defaultMode"), map.default_mode, problems);
-        let items = field.name("items");
-        for (index, item) in map.items.iter().flatten().enumerate() {
-            let field = items.index(index);
-            problems.name(&field.name("key"), &item.key, names::config_key(&item.key));
-            if item.path.is_empty() {
-                problems.required(&field.name("path"), "");
-            } else if item.path.starts_with('/') || item.path.split('/').any(|part| part == "..") {
-                let why = "must be a relative path without '..'";
-                problems.invalid(&field.name("path"), &item.path, why);
-            }
-            mode(&field.name("mode"), item.mode, problems);
+        items(&field.name("items"), map.items.as_deref(), problems);
+    }
+    if let Some(secret) = &volume.secret {
+        let field = field.name("secret");
+        if secret.secret_name.as_deref().unwrap_or_default().is_empty() {
+            problems.required(&field.name("secretName"), "");
         }
+        mode(&field.name("defaultMode"), secret.default_mode, problems);
+        items(&field.name("items"), secret.items.as_deref(), problems);
+    }
+    if let Some(downward) = &volume.downward_api {
+        let field = field.name("downwardAPI");
+        mode(&field.name("defaultMode"), downward.default_mode, problems);
+        downward_items(&field.name("items"), downward.items.as_deref(), problems);
+    }
+    if let Some(source) = &volume.projected {
+        projected(&field.name("projected"), source, problems);
+    }
+}
+
+fn projected(field: &Field<'_>, source: &ProjectedVolumeSource, problems: &mut Problems) {
+    mode(&field.name("defaultMode"), source.default_mode, problems);
+    let sources = field.name("sources");
+    for (index, one) in source.sources.iter().flatten().enumerate() {
+        let field = sources.index(index);
+        let given = [
+            one.secret.is_some(),
+            one.config_map.is_some(),
+            one.downward_api.is_some(),
+            one.service_account_token.is_some(),
+        ];
+        if one.cluster_trust_bundle.is_some() {
+            problems.not_supported(&field.name("clusterTrustBundle"), "");
+        } else if one.pod_certificate.is_some() {
+            problems.not_supported(&field.name("podCertificate"), "");
+        } else if given.iter().filter(|given| **given).count() != 1 {
+            problems.forbidden(&field, "must specify exactly 1 volume type");
+        }
+        if one.service_account_token.is_some() {
+            problems.not_supported(&field.name("serviceAccountToken"), "");
+        }
+        if let Some(secret) = &one.secret {
+            let field = field.name("secret");
+            if secret.name.is_empty() {
+                problems.required(&field.name("name"), "");
+            }
+            items(&field.name("items"), secret.items.as_deref(), problems);
+        }
+        if let Some(map) = &one.config_map {
+            let field = field.name("configMap");
+            if map.name.is_empty() {
+                problems.required(&field.name("name"), "");
+            }
+            items(&field.name("items"), map.items.as_deref(), problems);
+        }
+        if let Some(downward) = &one.downward_api {
+            let field = field.name("downwardAPI");
+            downward_items(&field.name("items"), downward.items.as_deref(), problems);
+        }
+    }
+}
+
+fn items(field: &Field<'_>, items: Option<&[KeyToPath]>, problems: &mut Problems) {
+    for (index, item) in items.unwrap_or_default().iter().enumerate() {
+        let field = field.index(index);
+        problems.name(&field.name("key"), &item.key, names::config_key(&item.key));
+        path(&field.name("path"), &item.path, problems);
+        mode(&field.name("mode"), item.mode, problems);
+    }
+}
+
+fn downward_items(
+    field: &Field<'_>,
+    items: Option<&[DownwardAPIVolumeFile]>,
+    problems: &mut Problems,
+) {
+    for (index, item) in items.unwrap_or_default().iter().enumerate() {
+        let field = field.index(index);
+        path(&field.name("path"), &item.path, problems);
+        mode(&field.name("mode"), item.mode, problems);
+        match (&item.field_ref, &item.resource_field_ref) {
+            (Some(source), None) => {
+                let path = source.field_path.as_str();
+                let in_map = ["metadata.labels['", "metadata.annotations['"].iter().any(|prefix| {
+                    path.strip_prefix(prefix).is_some_and(|rest| rest.ends_with("']"))
+                });
+                if !in_map {
+                    let field = field.name("fieldRef");
+                    problems.one_of(&field.name("fieldPath"), path, DOWNWARD_FIELDS);
+                }
+            }
+            (None, Some(source)) => {
+                let field = field.name("resourceFieldRef");
+                if source.container_name.as_deref().unwrap_or_default().is_empty() {
+                    problems.required(&field.name("containerName"), "");
+                }
+                problems.one_of(&field.name("resource"), &source.resource, &RESOURCES);
+            }
+            _ => problems.required(&field, "one of fieldRef and resourceFieldRef"),
+        }
+    }
+}
+
+fn path(field: &Field<'_>, path: &str, problems: &mut Problems) {
+    if path.is_empty() {
+        problems.required(field, "");
+    } else if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        problems.invalid(field, path, "must be a relative path without '..'");
+    } else if path.starts_with("..") {
+        problems.invalid(field, path, "must not start with '..'");
     }
 }
 
