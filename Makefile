@@ -13,7 +13,7 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 endif
 
-.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench fuzz
+.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench fuzz sim
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -83,3 +83,7 @@ fuzz: ## fuzz one target: make fuzz TARGET=… SECONDS=… (needs g++)
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	@mkdir -p target/fuzz/$(TARGET)
 	cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $(TARGET) target/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- -max_total_time=$(or $(SECONDS),60) -max_len=65536
+
+# SEEDS=200 runs so many, FIRST=… begins elsewhere, SEED=… replays one and prints its trace.
+sim: ## the cluster in simulation: make sim SEEDS=200, make sim SEED=7
+	SEEDS=$(or $(SEEDS),50) FIRST=$(FIRST) SEED=$(SEED) TRACE=$(if $(SEED),1) cargo test -q -p timonier-tests --test simulation seeds -- --exact --nocapture

@@ -275,8 +275,9 @@ impl Store {
     /// process should end with this text and be started again.
     pub async fn failed(&self) -> String {
         let mut failure = self.shared.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(text) => text.clone().unwrap_or_default(),
+        let text = failure.wait_for(Option::is_some).await.map(|text| text.clone());
+        match text {
+            Ok(text) => text.unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
     }

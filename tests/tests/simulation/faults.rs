@@ -1,0 +1,191 @@
+//! What goes wrong, decided by the dice: crashes in the middle of disk operations, cuts of the
+//! network in one direction or both, bad weather, slow and broken disks, clocks that jump.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::network::{CALM, Network, Weather};
+use crate::os::{self, HostId};
+
+/// Between two faults.
+const PAUSE_MAX: Duration = Duration::from_millis(1500);
+/// A host is off for at most so long.
+const OFF_MAX: Duration = Duration::from_secs(4);
+const CUT_MAX: Duration = Duration::from_secs(4);
+/// Longest write of a slow disk.
+const SLOW_MAX: Duration = Duration::from_millis(300);
+/// Of an ordinary one.
+const WRITE_MAX: Duration = Duration::from_millis(1);
+const SKEW_MAX_S: i64 = 7200;
+/// Operations on a disk until a crash that was decided on happens.
+const CRASH_OPERATIONS_MAX: u32 = 60;
+
+/// Each disk's longest write, by host.
+pub type Disks = Rc<RefCell<BTreeMap<HostId, Duration>>>;
+
+/// What the hosts' stores ask how long a write takes.
+pub fn delay(disks: &Disks) -> Duration {
+    let host = os::current();
+    let longest = host.and_then(|host| disks.borrow().get(&host).copied()).unwrap_or(WRITE_MAX);
+    longest.mul_f64(fastrand::f64())
+}
+
+#[derive(Debug, Clone)]
+pub enum Fault {
+    Crash(HostId),
+    Start(HostId),
+}
+
+pub struct Faults {
+    rng: Rng,
+    pub disks: Disks,
+    next: Duration,
+    heal_at: Duration,
+    calm_at: Duration,
+    /// When hosts that are off come back.
+    starts: BTreeMap<HostId, Duration>,
+    /// Each fault, for the trace.
+    pub told: Vec<String>,
+}
+
+impl Faults {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            rng: Rng::with_seed(seed ^ 0xFA17),
+            disks: Disks::default(),
+            next: Duration::from_secs(2),
+            heal_at: Duration::MAX,
+            calm_at: Duration::MAX,
+            starts: BTreeMap::new(),
+            told: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, now: Duration, what: String) {
+        self.told.push(format!("{:>8.3} s  {what}", now.as_secs_f64()));
+    }
+
+    fn up_to(&mut self, longest: Duration) -> Duration {
+        longest.mul_f64(self.rng.f64())
+    }
+
+    /// The host is off; it comes back some time.
+    pub fn died(&mut self, now: Duration, host: HostId) {
+        let off = self.up_to(OFF_MAX);
+        self.tell(now, format!("host {host} is off for {off:?}"));
+        self.starts.insert(host, now + off);
+    }
+
+    /// What happens now.
+    pub fn step(&mut self, now: Duration, masters: usize, network: &Network) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let due: Vec<HostId> =
+            self.starts.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
+        for host in due {
+            self.starts.remove(&host);
+            self.tell(now, format!("host {host} starts"));
+            faults.push(Fault::Start(host));
+        }
+        if self.heal_at <= now {
+            self.heal_at = Duration::MAX;
+            network.heal();
+            self.tell(now, "the network is whole".to_owned());
+        }
+        if self.calm_at <= now {
+            self.calm_at = Duration::MAX;
+            network.set_weather(CALM);
+            self.disks.borrow_mut().clear();
+            self.tell(now, "the weather is calm, the disks are quick".to_owned());
+        }
+        if self.next <= now {
+            self.next = now + self.up_to(PAUSE_MAX);
+            faults.extend(self.fault(now, masters, network));
+        }
+        faults
+    }
+
+    fn fault(&mut self, now: Duration, masters: usize, network: &Network) -> Option<Fault> {
+        let host = self.rng.usize(..masters);
+        match self.rng.u8(..12) {
+            0 | 1 => {
+                self.tell(now, format!("host {host} loses power"));
+                return Some(Fault::Crash(host));
+            }
+            2..=4 => {
+                let operations = self.rng.u32(..CRASH_OPERATIONS_MAX);
+                self.tell(now, format!("host {host} dies in {operations} disk operations"));
+                os::crash_in(host, operations);
+            }
+            5..=7 => self.cut(now, host, masters, network),
+            8 => {
+                let weather = Weather {
+                    lost: self.rng.f64() * 0.3,
+                    twice: self.rng.f64() * 0.3,
+                    late: self.rng.f64() * 0.5,
+                };
+                network.set_weather(weather);
+                self.calm_at = now + self.up_to(CUT_MAX);
+                self.tell(now, format!("{weather:?}"));
+            }
+            9 => {
+                let slow = self.up_to(SLOW_MAX);
+                self.disks.borrow_mut().insert(host, slow);
+                self.calm_at = now + self.up_to(CUT_MAX);
+                self.tell(now, format!("host {host}'s disk takes up to {slow:?}"));
+            }
+            10 => {
+                self.tell(now, format!("host {host}'s disk fails a sync"));
+                os::fail_next_sync(host);
+            }
+            _ => {
+                let skew = self.rng.i64(-SKEW_MAX_S..=SKEW_MAX_S);
+                self.tell(now, format!("host {host}'s clock is {skew} s off"));
+                os::skew(host, skew * 1_000_000_000);
+            }
+        }
+        None
+    }
+
+    fn cut(&mut self, now: Duration, host: HostId, masters: usize, network: &Network) {
+        let other = (host + 1 + self.rng.usize(..masters.max(2) - 1)) % masters;
+        let all = 0..=masters;
+        let what = match self.rng.u8(..4) {
+            0 => {
+                network.cut(host, other);
+                format!("nothing from {host} reaches {other}")
+            }
+            1 => {
+                network.cut(host, other);
+                network.cut(other, host);
+                format!("{host} and {other} are cut apart")
+            }
+            2 => {
+                all.clone().filter(|o| *o != host).for_each(|other| network.cut(host, other));
+                format!("nothing leaves {host}")
+            }
+            _ => {
+                for other in all.filter(|other| *other != host) {
+                    network.cut(host, other);
+                    network.cut(other, host);
+                }
+                format!("{host} is alone")
+            }
+        };
+        self.heal_at = now + self.up_to(CUT_MAX);
+        self.tell(now, what);
+    }
+
+    /// Everything is well from now on; answers who must be started.
+    pub fn end(&mut self, now: Duration, masters: usize, network: &Network) -> Vec<HostId> {
+        network.heal();
+        network.set_weather(CALM);
+        self.disks.borrow_mut().clear();
+        (0..masters).for_each(|host| os::disarm(host));
+        self.tell(now, "the faults end".to_owned());
+        std::mem::take(&mut self.starts).into_keys().collect()
+    }
+}

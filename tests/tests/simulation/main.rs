@@ -1,0 +1,108 @@
+//! The cluster on a simulated network, disk and clock: the real store, one thread, everything that
+//! is left to chance from one seed. A seed that fails is replayed by `make sim SEED=…`.
+//!
+//! Each seed runs in a process of its own, so that nothing of one run reaches another.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod cluster;
+mod faults;
+mod invariants;
+mod linear;
+mod network;
+mod os;
+mod workload;
+mod world;
+
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Seeds of an ordinary run of the tests.
+const SEEDS_DEFAULT: u64 = 12;
+const SEED: &str = "SEED";
+const TRACE: &str = "TRACE";
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())?.parse().ok()
+}
+
+/// Runs one seed in a process of its own.
+fn run(seed: u64) -> Output {
+    let program = std::env::current_exe().expect("this program has a path");
+    Command::new(program)
+        .args(["one_seed", "--exact", "--ignored", "--nocapture"])
+        .env(SEED, seed.to_string())
+        .output()
+        .expect("this program can be started again")
+}
+
+fn text(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+/// The line that sums a run up, which is the same whenever the run is.
+fn summary(text: &str) -> &str {
+    text.lines().find(|line| line.starts_with("seed ")).unwrap_or_default()
+}
+
+#[test]
+fn seeds() {
+    let first = number("FIRST").unwrap_or(1);
+    let seeds = number("SEEDS").unwrap_or(SEEDS_DEFAULT);
+    if let Some(seed) = number(SEED) {
+        let output = run(seed);
+        println!("{}", text(&output));
+        assert!(output.status.success(), "seed {seed} fails");
+        return;
+    }
+    let next = AtomicU64::new(first);
+    let failed: Mutex<Vec<u64>> = Mutex::default();
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds {
+                        return;
+                    }
+                    let output = run(seed);
+                    let text = text(&output);
+                    if output.status.success() {
+                        println!("{}", summary(&text));
+                    } else {
+                        println!("{text}\nseed {seed} fails; to replay: make sim SEED={seed}");
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "{} of {seeds} seeds fail: {failed:?}", failed.len());
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    let [first, second] = [run(1), run(1)].map(|output| text(&output));
+    assert_eq!(summary(&first), summary(&second));
+    assert!(summary(&first).contains("trace"), "{first}");
+}
+
+#[test]
+#[ignore = "run by the others, in a process of its own"]
+fn one_seed() {
+    let seed = number(SEED).expect("SEED says which");
+    let outcome = cluster::run(seed);
+    if number(TRACE).is_some() || outcome.failure.is_some() {
+        for line in &outcome.trace {
+            println!("{line}");
+        }
+    }
+    println!("seed {seed}: {}, trace {:016x}", outcome.summary, outcome.fingerprint());
+    if let Some(failure) = outcome.failure {
+        panic!("{failure}");
+    }
+}
