@@ -5,6 +5,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
+    let mut methods = String::from("&[");
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service, method) = (file.package(), service.name(), method.name());
+                methods.push_str(&format!("\"/{package}.{service}/{method}\", "));
+            }
+        }
+    }
+    methods.push(']');
+    let folder = std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
+    std::fs::write(std::path::Path::new(&folder).join("methods.rs"), methods)?;
     // The pure crates use the messages alone, without the clients and servers.
     let grpc_only = "#[cfg(feature = \"grpc\")]";
     tonic_prost_build::configure()

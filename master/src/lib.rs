@@ -9,12 +9,15 @@ pub mod config;
 pub mod driver;
 pub mod grpc;
 pub mod incoming;
+pub mod guard;
+mod incoming;
 pub mod server;
 pub mod sessions;
 pub mod stamp;
 pub mod store;
 pub mod streams;
 pub mod telemetry;
+pub mod tokens;
 
 pub use config::Config;
 pub use server::{Master, RunningMaster, StartError};

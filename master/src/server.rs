@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
+use crate::guard::Guard;
 use crate::incoming;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::{Store, StoreConfig, StoreError};
@@ -30,6 +31,8 @@ const LOOPS_DEADLINE: Duration = Duration::from_secs(3);
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("open the audit log: {0}")]
+    Audit(io::Error),
     #[error("listen on {address}: {source}{}", listen_hint(.source))]
     Listen { address: SocketAddr, source: io::Error },
 }
@@ -90,16 +93,18 @@ impl Master {
             },
             shutdown.clone(),
         );
+        let guard = Guard::start(store.clone(), &config.data_dir).map_err(StartError::Audit)?;
         let door = Door::new(DoorParts {
             store: store.clone(),
             hub: hub.clone(),
             streams: sessions.streams().clone(),
+            guard: guard.clone(),
             settings: settings.clone(),
             address: addr.to_string(),
             shutdown: shutdown.clone(),
         });
         let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
-        let server = tokio::spawn(serve(listener, door, sessions, shutdown.clone()));
+        let server = tokio::spawn(serve(listener, door, guard, sessions, shutdown.clone()));
         info!(address = %addr, data = %config.data_dir.display(), "the master is up");
         Ok(RunningMaster { addr, store, shutdown, server, loops })
     }
@@ -118,6 +123,7 @@ fn settings(config: &Config) -> Settings {
 async fn serve(
     listener: TcpListener,
     door: Door,
+    guard: Guard,
     sessions: Sessions,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -127,6 +133,7 @@ async fn serve(
         .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(grpc::CONCURRENT_STREAMS_PER_CONNECTION_MAX))
         .concurrency_limit_per_connection(grpc::CONCURRENT_REQUESTS_PER_CONNECTION_MAX)
+        .layer(guard.layer())
         .add_service(door.service())
         .add_service(sessions.service())
         .serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })

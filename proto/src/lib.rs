@@ -10,6 +10,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/timonier.v1.rs"));
 }
 
+/// The path of every method of every service, as compiled: `/timonier.v1.Control/Get`.
+pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 pub mod compiled;
 pub mod decode;
 pub mod kinds;

@@ -138,6 +138,8 @@ verbs! {
     Image => image;
     /// Run a whole cluster on this machine
     Lab => lab;
+    /// Ask what one may do, and who one is
+    Auth => auth;
     /// Show the masters and the state of the cluster
     ClusterInfo => cluster_info;
     /// Show or change the configuration file

@@ -3,6 +3,7 @@
 //!
 //! Only what is asked of the network lives here; what an answer means is the verbs' business.
 
+pub mod access;
 pub mod calls;
 mod watch;
 

@@ -11,6 +11,7 @@ use crate::manifest::{self, Document};
 use crate::output::objects::{self, Format, Show};
 use crate::resolve::{self, Item};
 use crate::verbs::apply::{self, DryRun};
+use crate::verbs::create_access;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,6 +89,8 @@ pub enum What {
         #[command(flatten)]
         how: How,
     },
+    #[command(flatten)]
+    Access(create_access::What),
 }
 
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
@@ -105,6 +108,10 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         Some(What::Configmap { name, from_literal, from_file, how }) => {
             (config_map(&name, &from_literal, &from_file)?, how)
         }
+        Some(What::Access(what)) => match create_access::object(&what)? {
+            Some((object, how)) => (object, how.clone()),
+            None => return create_access::token(&what, ctx).await,
+        },
     };
     let document = Document { source: "the command line".into(), index: 1, value: object };
     create_all(ctx, &[document], &how).await

@@ -3,11 +3,13 @@
 pub mod annotate;
 pub mod api_resources;
 pub mod apply;
+pub mod auth;
 pub mod cluster_info;
 pub mod completion;
 pub mod config;
 pub mod cordon;
 pub mod create;
+pub mod create_access;
 pub mod delete;
 pub mod describe;
 pub mod diff;

@@ -8,12 +8,14 @@
 mod allocate;
 mod commit;
 mod delete;
+mod guard;
 mod info;
 mod limits;
 mod propose;
 mod read;
 mod select;
 mod watch;
+mod whoami;
 mod write;
 
 #[cfg(test)]
@@ -25,15 +27,19 @@ use std::time::Instant;
 use timonier_master_core::world::Settings;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{
-    ApplyReply, ApplyRequest, BeatsRequest, ClusterInfoReply, ClusterInfoRequest, CommitReply,
-    CommitRequest, CreateRequest, DeleteReply, DeleteRequest, GetRequest, ListReply, ListRequest,
-    MonitorRequest, ObjectReply, PatchRequest, StreamFrame, UpdateRequest, WatchRequest,
+    ApplyReply, ApplyRequest, BeatsRequest, CanIReply, CanIRequest, ClusterInfoReply,
+    ClusterInfoRequest, CommitReply, CommitRequest, CreateRequest, CreateTokenReply,
+    CreateTokenRequest, DeleteReply, DeleteRequest, GetRequest, ListReply, ListRequest,
+    ListRulesReply, ListRulesRequest, MonitorRequest, ObjectReply, PatchRequest, StreamFrame,
+    StreamRequest, UpdateRequest, WatchRequest, WhoAmIReply, WhoAmIRequest,
 };
 use timonier_proto::{ApiError, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::guard::Evict;
+use crate::guard::{Guard, source};
 use crate::store::Store;
 use crate::streams::{ClientFrames, Streams};
 use crate::telemetry::{BeatStream, FrameStream, Hub};
@@ -53,6 +59,7 @@ struct Inner {
     store: Store,
     hub: Hub,
     streams: Streams,
+    guard: Guard,
     settings: Settings,
     /// Where this master answers.
     address: String,
@@ -68,6 +75,7 @@ pub struct DoorParts {
     pub store: Store,
     pub hub: Hub,
     pub streams: Streams,
+    pub guard: Guard,
     pub settings: Settings,
     pub address: String,
     /// Ends the watches.
@@ -82,12 +90,13 @@ fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
 
 impl Door {
     pub fn new(parts: DoorParts) -> Self {
-        let DoorParts { store, hub, streams, settings, address, shutdown } = parts;
+        let DoorParts { store, hub, streams, guard, settings, address, shutdown } = parts;
         Self {
             inner: Arc::new(Inner {
                 store,
                 hub,
                 streams,
+                guard,
                 settings,
                 address,
                 started: Instant::now(),
@@ -109,45 +118,45 @@ impl Door {
 #[tonic::async_trait]
 impl Control for Door {
     async fn get(&self, request: Request<GetRequest>) -> Answer<ObjectReply> {
-        answer(self.inner.get(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.get(request)).await
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Answer<ListReply> {
-        answer(self.inner.list(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.list(request)).await
     }
 
     type WatchStream = watch::Events;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        answer(self.inner.watch(request.into_inner()))
+        self.inner.guarded(request, async |request| self.inner.watch(request)).await
     }
 
     async fn create(&self, request: Request<CreateRequest>) -> Answer<ObjectReply> {
-        answer(self.inner.create(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.create(request)).await
     }
 
     async fn update(&self, request: Request<UpdateRequest>) -> Answer<ObjectReply> {
-        answer(self.inner.update(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.update(request)).await
     }
 
     async fn patch(&self, request: Request<PatchRequest>) -> Answer<ObjectReply> {
-        answer(self.inner.patch(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.patch(request)).await
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
-        answer(self.inner.apply(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.apply(request)).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
-        answer(self.inner.delete(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.delete(request)).await
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Answer<CommitReply> {
-        answer(self.inner.commit(request.into_inner()).await)
+        self.inner.guarded(request, |request| self.inner.commit(request)).await
     }
 
     async fn evict(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
-        answer(self.inner.evict(request.into_inner()).await)
+        self.inner.guarded(request.map(Evict), |request| self.inner.evict(request.0)).await
     }
 
     async fn cluster_info(&self, _: Request<ClusterInfoRequest>) -> Answer<ClusterInfoReply> {
@@ -158,20 +167,26 @@ impl Control for Door {
 
     async fn monitor(&self, request: Request<MonitorRequest>) -> Answer<Self::MonitorStream> {
         let store = self.inner.store.clone();
-        Ok(Response::new(self.inner.hub.monitor(store, request.into_inner())))
+        self.inner
+            .guarded(request, async |request| Ok(self.inner.hub.monitor(store, request)))
+            .await
     }
 
     type BeatsStream = BeatStream;
 
     async fn beats(&self, request: Request<BeatsRequest>) -> Answer<Self::BeatsStream> {
         let store = self.inner.store.clone();
-        Ok(Response::new(self.inner.hub.beats(store, request.into_inner())))
+        self.inner.guarded(request, async |request| Ok(self.inner.hub.beats(store, request))).await
     }
 
     type OpenStream = ClientFrames;
 
     async fn open(&self, request: Request<Streaming<StreamFrame>>) -> Answer<Self::OpenStream> {
-        self.inner.streams.open(request.into_inner()).await.map(Response::new)
+        let acting = guard::acting(request.extensions());
+        let from = source(request.extensions());
+        let may =
+            async |asked: &StreamRequest| self.inner.stream_allowed(&acting, from, asked).await;
+        self.inner.streams.open(request.into_inner(), may).await.map(Response::new)
     }
 
     type LoadImageStream = ClientFrames;
@@ -181,5 +196,21 @@ impl Control for Door {
         request: Request<Streaming<StreamFrame>>,
     ) -> Answer<Self::LoadImageStream> {
         self.inner.streams.load_image(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn can_i(&self, request: Request<CanIRequest>) -> Answer<CanIReply> {
+        answer(Ok(self.inner.can_i(request)))
+    }
+
+    async fn list_rules(&self, request: Request<ListRulesRequest>) -> Answer<ListRulesReply> {
+        answer(self.inner.list_rules(request))
+    }
+
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Answer<WhoAmIReply> {
+        answer(Ok(self.inner.who_am_i(&request)))
+    }
+
+    async fn create_token(&self, request: Request<CreateTokenRequest>) -> Answer<CreateTokenReply> {
+        self.inner.guarded(request, async |request| self.inner.create_token(&request)).await
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::MutexGuard;
 
 use super::Inner;
 use super::allocate::{Taken, allocate};
+use super::guard::may_write;
 use crate::stamp::stamp;
 
 /// What the operations of one request know of each other.
@@ -72,6 +73,7 @@ impl Inner {
                 format!("create {}: {why}", object.key()),
             ));
         }
+        may_write(snapshot, None, &object)?;
         check_namespace(snapshot, &object, scope)?;
         let mut object = admission::admit_new(object)?;
         allocate(snapshot, &self.settings.service_range, None, &mut object, &mut scope.taken)?;
@@ -90,6 +92,7 @@ impl Inner {
         scope: &mut Scope,
     ) -> Result<Object, ApiError> {
         let mut new = admission::admit_change(old, new)?;
+        may_write(snapshot, Some(old), &new)?;
         allocate(snapshot, &self.settings.service_range, Some(old), &mut new, &mut scope.taken)?;
         Ok(new)
     }

@@ -64,9 +64,15 @@ impl Streams {
         Self { inner: Arc::new(Inner { store, registry, pending: Mutex::default() }) }
     }
 
-    /// Logs, exec or port-forward, as the first frame asks: what the agent answers.
-    pub async fn open(&self, mut client: Streaming<StreamFrame>) -> Result<ClientFrames, Status> {
+    /// Logs, exec or port-forward, as the first frame asks: what the agent answers. `may` says
+    /// whether the caller may have it.
+    pub async fn open(
+        &self,
+        mut client: Streaming<StreamFrame>,
+        may: impl AsyncFnOnce(&StreamRequest) -> Result<(), ApiError>,
+    ) -> Result<ClientFrames, Status> {
         let request = first_request(&mut client).await?;
+        may(&request).await?;
         let (node, request) = resolve::pod_of(&self.inner.store.snapshot(), request)?;
         let dialled = self.dial(&node, request).await?;
         let (to_agent, to_client) = pipe::join(client, dialled.from_agent, &node);

@@ -1,0 +1,221 @@
+//! The guard: every call passes it before its method is reached.
+//!
+//! It knows each method by its path ([`table`]); a path that it does not know is refused. It bounds
+//! what one caller may ask a second, establishes in whose name the caller acts, and asks for what
+//! the table says. Where that depends on the request's contents (which object, in which namespace),
+//! the table says so and the door asks, through [`Guard::require`].
+
+mod acting;
+mod audit;
+#[cfg(test)]
+mod doors;
+mod rate;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use timonier_master_core::access::{self, Attributes, UserInfo};
+use timonier_proto::{ApiError, Reason};
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Extensions, Status};
+
+use crate::caller::Caller;
+use crate::incoming::Connection;
+use crate::store::Store;
+
+pub use acting::{Acting, IMPERSONATE_GROUP, IMPERSONATE_USER};
+pub use audit::{Audit, Record};
+pub use rate::{Buckets, Rate};
+pub use table::{METHODS, Need, need};
+
+/// Metadata under which a client numbers its writes.
+const REQUEST_ID: &str = "timonier-request-id";
+
+/// The guard. Clones are the same.
+#[derive(Clone)]
+pub struct Guard {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    audit: Audit,
+    buckets: Buckets,
+}
+
+impl Guard {
+    /// The audit log is in `data_dir`.
+    pub fn start(store: Store, data_dir: &Path) -> std::io::Result<Self> {
+        let audit = Audit::open(data_dir)?;
+        Ok(Self { inner: Arc::new(Inner { store, audit, buckets: Buckets::default() }) })
+    }
+
+    /// To be put around every service.
+    pub fn layer(&self) -> GuardLayer {
+        GuardLayer(self.clone())
+    }
+
+    /// Whether the user may do all of it, by the state as this master knows it.
+    pub fn require(&self, user: &UserInfo, asked: &[Attributes]) -> Result<(), ApiError> {
+        if user.is_superuser() {
+            return Ok(());
+        }
+        let snapshot = self.inner.store.snapshot();
+        asked.iter().try_for_each(|asked| access::require(&snapshot, user, asked))
+    }
+
+    pub fn audit(&self) -> &Audit {
+        &self.inner.audit
+    }
+
+    /// What the table asks of whoever calls this path.
+    async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<(), ApiError> {
+        let caller = caller(parts.extensions);
+        let outcome = self.check(path, &caller, parts);
+        let fixed = outcome.as_ref().ok().and_then(|need| need.audited());
+        if outcome.is_err() || fixed.is_some() {
+            let user = user_of(&caller);
+            let acting = parts.extensions.get::<Acting>().cloned();
+            let acting = acting.unwrap_or(Acting { user, by: None });
+            let asked: Vec<Attributes> = fixed.into_iter().collect();
+            let source = parts.source();
+            let result = outcome.as_ref().map(drop).map_err(Clone::clone);
+            let record = Record::new(&acting, path, &asked, result.as_ref(), source, parts.id());
+            self.inner.audit.write(record).await;
+        }
+        outcome.map(drop)
+    }
+
+    fn check(
+        &self,
+        path: &str,
+        caller: &Caller,
+        parts: &mut Parts<'_>,
+    ) -> Result<&'static Need, ApiError> {
+        let need = need(path).ok_or_else(|| {
+            ApiError::new(Reason::Forbidden, format!("{path} is no method of this master"))
+        })?;
+        let acting = acting::of(user_of(caller), parts.headers, &self.inner.store.snapshot())?;
+        self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
+        let allowed = match need {
+            Need::Objects | Need::Anyone => Ok(()),
+            Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
+            Need::Nodes => {
+                let is_node = acting.user.node().is_some() || acting.user.is_superuser();
+                if is_node { Ok(()) } else { Err(not_for(&acting.user, path, "nodes")) }
+            }
+            Need::Masters => match acting.user.in_group(access::MASTERS) {
+                true => Ok(()),
+                false => Err(not_for(&acting.user, path, "masters of this cluster")),
+            },
+        };
+        parts.extensions.insert(acting);
+        allowed.map(|()| need)
+    }
+}
+
+fn not_for(user: &UserInfo, path: &str, who: &str) -> ApiError {
+    let method = path.rsplit('/').next().unwrap_or(path);
+    let why = format!("{method} is forbidden: User {:?} is not one of the {who}", user.name);
+    ApiError::new(Reason::Forbidden, why)
+}
+
+/// Who sent a request. A connection without TLS carries no credentials: there the peer is taken for
+/// the one who started the master.
+pub fn caller(extensions: &Extensions) -> Caller {
+    extensions
+        .get::<Caller>()
+        .cloned()
+        .unwrap_or_else(|| Caller::of_token("admin", vec![access::SUPERUSERS.to_owned()]))
+}
+
+fn user_of(caller: &Caller) -> UserInfo {
+    match caller.name == access::ANONYMOUS {
+        true => UserInfo::anonymous(),
+        false => UserInfo::authenticated(caller.name.clone(), caller.groups.clone()),
+    }
+}
+
+/// Of an HTTP request, without its body.
+struct Parts<'a> {
+    headers: &'a tonic::codegen::http::HeaderMap,
+    extensions: &'a mut Extensions,
+}
+
+impl Parts<'_> {
+    fn source(&self) -> Option<SocketAddr> {
+        source(self.extensions)
+    }
+
+    fn id(&self) -> &str {
+        self.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
+}
+
+/// Where a request came from.
+pub fn source(extensions: &Extensions) -> Option<SocketAddr> {
+    let connection = extensions.get::<Connection>().and_then(|connection| connection.remote);
+    connection.or_else(|| extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr))
+}
+
+/// Puts the guard around every service of the server.
+#[derive(Clone)]
+pub struct GuardLayer(Guard);
+
+impl<S> tower_layer::Layer<S> for GuardLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { guard: self.0.clone(), inner }
+    }
+}
+
+/// A service behind the guard.
+#[derive(Clone)]
+pub struct Guarded<S> {
+    guard: Guard,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let guard = self.guard.clone();
+        // The service that is ready, not a clone of it, gets the call.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        Box::pin(async move {
+            let path = request.uri().path().to_owned();
+            let headers = request.headers().clone();
+            let mut parts = Parts { headers: &headers, extensions: request.extensions_mut() };
+            match guard.pass(&path, &mut parts).await {
+                Ok(()) => inner.call(request).await,
+                Err(error) => Ok(Status::from(error).into_http()),
+            }
+        })
+    }
+}
