@@ -23,7 +23,8 @@ impl Acting {
     fn request<T>(&self, message: T) -> Result<Request<T>, tonic::Status> {
         let mut request = Request::new(message);
         let value = |text: &str| {
-            text.parse().map_err(|_| tonic::Status::invalid_argument(format!("{text:?} is no name")))
+            text.parse()
+                .map_err(|_| tonic::Status::invalid_argument(format!("{text:?} is no name")))
         };
         if !self.user.is_empty() {
             request.metadata_mut().insert("impersonate-user", value(&self.user)?);

@@ -295,6 +295,30 @@ impl Control for Scripted {
     ) -> Result<Response<Self::OpenStream>, Status> {
         Err(Status::unimplemented("open"))
     }
+    async fn can_i(
+        &self,
+        _: Request<v1::CanIRequest>,
+    ) -> Result<Response<v1::CanIReply>, Status> {
+        Err(Status::unimplemented("can_i"))
+    }
+    async fn list_rules(
+        &self,
+        _: Request<v1::ListRulesRequest>,
+    ) -> Result<Response<v1::ListRulesReply>, Status> {
+        Err(Status::unimplemented("list_rules"))
+    }
+    async fn who_am_i(
+        &self,
+        _: Request<v1::WhoAmIRequest>,
+    ) -> Result<Response<v1::WhoAmIReply>, Status> {
+        Err(Status::unimplemented("who_am_i"))
+    }
+    async fn create_token(
+        &self,
+        _: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenReply>, Status> {
+        Err(Status::unimplemented("create_token"))
+    }
     async fn update(
         &self,
         _: Request<v1::UpdateRequest>,

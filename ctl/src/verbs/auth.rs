@@ -212,7 +212,10 @@ mod tests {
     fn what_is_typed_is_asked_in_the_words_of_roles() {
         let ask = |resource: &str, sub: &str| {
             let q = question("get", resource, sub, "team").unwrap();
-            format!("{}|{}|{}|{}|{}|{}", q.group, q.resource, q.subresource, q.namespace, q.name, q.path)
+            format!(
+                "{}|{}|{}|{}|{}|{}",
+                q.group, q.resource, q.subresource, q.namespace, q.name, q.path
+            )
         };
         for (typed, sub, expected) in [
             ("po", "", "|pods||team||"),

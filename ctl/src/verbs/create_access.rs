@@ -41,7 +41,12 @@ pub enum What {
     Rolebinding {
         name: String,
         /// Role of the namespace
-        #[arg(long, value_name = "NAME", conflicts_with = "clusterrole", required_unless_present = "clusterrole")]
+        #[arg(
+            long,
+            value_name = "NAME",
+            conflicts_with = "clusterrole",
+            required_unless_present = "clusterrole"
+        )]
         role: Option<String>,
         /// Cluster role
         #[arg(long, value_name = "NAME")]
@@ -113,9 +118,7 @@ pub struct Subjects {
 
 /// The object to create; `None` for a token, which is no object.
 pub fn object(what: &What) -> Outcome<Option<(Value, &How)>> {
-    let head = |kind: &str, name: &str| {
-        json!({"apiVersion": format!("{RBAC}/v1"), "kind": kind, "metadata": {"name": name}})
-    };
+    let head = |kind: &str, name: &str| json!({"apiVersion": format!("{RBAC}/v1"), "kind": kind, "metadata": {"name": name}});
     Ok(Some(match what {
         What::Role { name, rules, how } => {
             let mut object = head("Role", name);
@@ -175,11 +178,8 @@ pub async fn token(what: &What, ctx: &Ctx) -> Outcome {
 }
 
 fn cluster_policy(rules: &Rules, urls: &[String]) -> Outcome<Vec<Value>> {
-    let mut all = if rules.resource.is_empty() && !urls.is_empty() {
-        Vec::new()
-    } else {
-        policy(rules)?
-    };
+    let mut all =
+        if rules.resource.is_empty() && !urls.is_empty() { Vec::new() } else { policy(rules)? };
     if !urls.is_empty() {
         if rules.verb.is_empty() {
             return bail("at least one --verb is needed");
@@ -231,9 +231,7 @@ fn binding(mut object: Value, kind: &str, role: &str, subjects: &Subjects) -> Ou
         let (namespace, name) = account
             .split_once(':')
             .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
-            .ok_or_else(|| {
-                fail(format!("--serviceaccount {account:?} is not NAMESPACE:NAME"))
-            })?;
+            .ok_or_else(|| fail(format!("--serviceaccount {account:?} is not NAMESPACE:NAME")))?;
         list.push(json!({"kind": "ServiceAccount", "namespace": namespace, "name": name}));
     }
     if !list.is_empty() {
@@ -269,7 +267,10 @@ mod tests {
         };
         let made = binding(json!({}), "ClusterRole", "view", &subjects).unwrap();
         assert_eq!(made["roleRef"]["name"], "view");
-        assert_eq!(made["subjects"][1], json!({"kind": "ServiceAccount", "namespace": "team", "name": "robot"}));
+        assert_eq!(
+            made["subjects"][1],
+            json!({"kind": "ServiceAccount", "namespace": "team", "name": "robot"})
+        );
         let wrong = Subjects { serviceaccount: words(&["robot"]), ..subjects };
         assert!(binding(json!({}), "Role", "x", &wrong).is_err());
     }
