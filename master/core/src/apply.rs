@@ -12,6 +12,7 @@ use timonier_proto::{Kinded, Object, ObjectKey};
 
 use crate::object::{after_seconds, is_ending, node_of, stored_time};
 use crate::op::{Change, Op, Precondition, Rejection, Txn};
+use crate::policy;
 use crate::snapshot::Snapshot;
 
 /// The condition that binding sets; it is the scheduler's, so an agent's status does not drop it.
@@ -141,6 +142,7 @@ impl Snapshot {
         if object.uid().is_empty() {
             return Err(invalid("it has no uid"));
         }
+        self.within_quota(key, None, object)?;
         let mut object = object.clone();
         object.meta_mut().generation = has_spec(&object).then_some(1);
         Ok(object)
@@ -168,7 +170,22 @@ impl Snapshot {
             let meta = next.meta_mut();
             meta.generation = Some(meta.generation.unwrap_or_default() + 1);
         }
-        Ok((next != *stored).then_some(next))
+        if next == *stored {
+            return Ok(None);
+        }
+        self.within_quota(key, Some(stored), &next)?;
+        Ok(Some(next))
+    }
+
+    /// Here, where writes come one after the other, no two of them take the same last place.
+    fn within_quota(
+        &self,
+        key: &ObjectKey,
+        old: Option<&Object>,
+        new: &Object,
+    ) -> Result<(), Rejection> {
+        policy::admits(self, old, new)
+            .map_err(|exceeded| Rejection::OverQuota { key: key.clone(), why: exceeded.0 })
     }
 
     fn status_replaced(

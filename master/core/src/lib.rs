@@ -15,6 +15,7 @@ pub mod ipam;
 pub mod object;
 pub mod op;
 pub mod patch;
+pub mod policy;
 pub mod reconcile;
 pub mod rollout;
 pub mod schedule;

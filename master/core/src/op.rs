@@ -80,6 +80,8 @@ pub enum Rejection {
     OtherUid(ObjectKey),
     #[error("{key} is already bound to node {node}")]
     AlreadyBound { key: ObjectKey, node: String },
+    #[error("{} {:?} is forbidden: {why}", key.kind.info().plural, key.name)]
+    OverQuota { key: ObjectKey, why: String },
     #[error("{key}: {why}")]
     Invalid { key: ObjectKey, why: String },
 }

@@ -2,10 +2,11 @@
 //! state, changes nothing.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use timonier_master_core::admission;
 use timonier_master_core::object::is_ending;
 use timonier_master_core::op::Op;
+use timonier_master_core::policy;
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::decode::decode_json;
 use timonier_proto::{ApiError, DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Reason};
@@ -76,6 +77,8 @@ impl Inner {
         may_write(snapshot, None, &object)?;
         check_namespace(snapshot, &object, scope)?;
         let mut object = admission::admit_new(object)?;
+        check_account(snapshot, &object)?;
+        policy::admit(snapshot, None, &mut object)?;
         allocate(snapshot, &self.settings.service_range, None, &mut object, &mut scope.taken)?;
         if object.kind() == Kind::Namespace {
             scope.namespaces.extend(object.meta().name.clone());
@@ -93,8 +96,26 @@ impl Inner {
     ) -> Result<Object, ApiError> {
         let mut new = admission::admit_change(old, new)?;
         may_write(snapshot, Some(old), &new)?;
+        policy::admit(snapshot, Some(old), &mut new)?;
         allocate(snapshot, &self.settings.service_range, Some(old), &mut new, &mut scope.taken)?;
         Ok(new)
+    }
+}
+
+/// A pod runs as a service account that is there. `default` is made a moment after its namespace.
+fn check_account(snapshot: &Snapshot, object: &Object) -> Result<(), ApiError> {
+    let Object::Pod(pod) = object else { return Ok(()) };
+    let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    match name.filter(|name| !matches!(*name, "" | "default")) {
+        Some(name) if snapshot.get::<ServiceAccount>(namespace, name).is_none() => {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            let why = format!(
+                "pods {pod:?} is forbidden: error looking up service account {namespace}/{name}: serviceaccount {name:?} not found\nhint: timonctl create serviceaccount {name} -n {namespace}"
+            );
+            Err(ApiError::new(Reason::Forbidden, why))
+        }
+        _ => Ok(()),
     }
 }
 

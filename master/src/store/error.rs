@@ -81,6 +81,7 @@ impl From<CommitError> for ApiError {
                 Rejection::Conflict { .. }
                 | Rejection::OtherUid(_)
                 | Rejection::AlreadyBound { .. } => ApiError::new(Reason::Conflict, text),
+                Rejection::OverQuota { .. } => ApiError::new(Reason::Forbidden, text),
                 Rejection::Invalid { key, why } => {
                     ApiError::invalid(&key, vec![("metadata".into(), why)])
                 }

@@ -13,6 +13,7 @@ mod meta;
 mod pod;
 mod probe;
 mod qos;
+mod quota;
 mod secret;
 mod server_owned;
 mod service;
@@ -67,6 +68,8 @@ fn check(object: &Object, problems: &mut Problems) {
         Object::ConfigMap(map) => volume::config_map(map, problems),
         Object::Secret(secret) => secret::check(secret, problems),
         Object::LatencyAutoscaler(scaler) => latency::check(&root, &scaler.spec, problems),
+        Object::ResourceQuota(o) => quota::resource_quota(&root, o.spec.as_ref(), problems),
+        Object::LimitRange(o) => quota::limit_range(&root, o.spec.as_ref(), problems),
         Object::ServiceAccount(account) => access::service_account(account, problems),
         Object::Role(role) => access::rules(role.rules.as_deref(), true, problems),
         Object::ClusterRole(role) => {
@@ -83,8 +86,6 @@ fn check(object: &Object, problems: &mut Problems) {
         | Object::Node(_)
         | Object::Endpoints(_)
         | Object::Event(_)
-        | Object::ResourceQuota(_)
-        | Object::LimitRange(_)
         | Object::PodDisruptionBudget(_) => {}
     }
 }

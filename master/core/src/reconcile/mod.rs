@@ -14,6 +14,7 @@ pub mod latency;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod quota;
 pub mod record;
 pub mod replicaset;
 pub mod service_account;
@@ -69,6 +70,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(latency::LatencyLoop),
         Box::new(aggregation::AggregationLoop),
         Box::new(service_account::ServiceAccountLoop),
+        Box::new(quota::QuotaLoop),
         Box::new(events::EventLoop),
     ]
 }

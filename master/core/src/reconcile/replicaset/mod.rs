@@ -19,10 +19,11 @@ use super::{OPS_PER_PLAN_MAX, Reconciler};
 use crate::admission::qos_class;
 use crate::hash::{Random, name_suffix};
 use crate::object::{
-    available_at, controller_of, controller_reference, end_pod, is_active, is_ending, is_ready,
-    key_of, name_of, namespace_is_live, namespace_of, uid_of,
+    after_seconds, available_at, controller_of, controller_reference, end_pod, is_active,
+    is_ending, is_ready, key_of, name_of, namespace_is_live, namespace_of, uid_of,
 };
 use crate::op::{Change, Op, Precondition};
+use crate::policy;
 use crate::snapshot::Snapshot;
 use crate::world::{Plan, World};
 
@@ -104,6 +105,9 @@ fn adopters(pod: &Pod, snapshot: &Snapshot) -> Vec<ObjectKey> {
         .collect()
 }
 
+/// Pods that a quota kept out are tried again after so long, and told of again.
+const REFUSED_AGAIN_SECONDS: i64 = 10;
+
 struct Activation<'a> {
     world: &'a World,
     set: &'a ReplicaSet,
@@ -115,6 +119,8 @@ struct Activation<'a> {
     /// Names of those among them that the plan adopts.
     adopted: HashSet<String>,
     created: i32,
+    /// The namespace's limits keep some pods out.
+    refused: bool,
 }
 
 impl<'a> Activation<'a> {
@@ -129,6 +135,7 @@ impl<'a> Activation<'a> {
             pods: Vec::new(),
             adopted: HashSet::new(),
             created: 0,
+            refused: false,
         }
     }
 
@@ -141,7 +148,11 @@ impl<'a> Activation<'a> {
         } else if self.pods.len() > wanted {
             self.delete(self.pods.len() - wanted);
         }
-        let again_at = self.sync_status();
+        let mut again_at = self.sync_status();
+        if self.refused {
+            let later = after_seconds(self.world.now, REFUSED_AGAIN_SECONDS);
+            again_at = Some(again_at.map_or(later, |at| at.min(later)));
+        }
         let preconditions = if self.ops.is_empty() {
             Vec::new()
         } else {
@@ -195,7 +206,8 @@ impl<'a> Activation<'a> {
         let mut names: HashSet<String> = HashSet::with_capacity(count);
         let namespace = namespace_of(&self.set.metadata);
         let prefix = format!("{}-", name_of(&self.set.metadata));
-        let template = self.pod_from_template(&prefix);
+        let mut template = self.pod_from_template(&prefix);
+        let count = self.room(&mut template, count);
         let mut listed = Vec::new();
         while names.len() < count {
             let name = format!("{prefix}{}", name_suffix(random.next_u64(), SUFFIX_LENGTH));
@@ -214,6 +226,29 @@ impl<'a> Activation<'a> {
             let message = format!("Created {}", named(&listed));
             self.ops.push(self.recorder.normal(self.set, "SuccessfulCreate", message));
         }
+    }
+
+    /// How many such pods the namespace's limits let in; what keeps out the rest is told.
+    fn room(&mut self, template: &mut Pod, count: usize) -> usize {
+        let snapshot = &self.world.snapshot;
+        let (room, why) = match policy::fit(snapshot, template) {
+            Ok(()) => policy::room(snapshot, template, count),
+            Err(why) => (0, Some(policy::Exceeded(why))),
+        };
+        if let Some(why) = why {
+            let prefix = template.metadata.generate_name.as_deref().unwrap_or_default();
+            let message = format!("Error creating: pods {prefix:?} is forbidden: {}", why.0);
+            let quiet = REFUSED_AGAIN_SECONDS;
+            self.ops.extend(self.recorder.warning_once(
+                snapshot,
+                self.set,
+                "FailedCreate",
+                message,
+                quiet,
+            ));
+            self.refused = true;
+        }
+        room
     }
 
     fn pod_from_template(&self, prefix: &str) -> Pod {
