@@ -113,6 +113,7 @@ pub fn page(item: &Item, related: &Related, now: Timestamp) -> String {
         Kind::Namespace => workload::namespace(&mut page, object),
         Kind::LatencyAutoscaler => workload::latency_autoscaler(&mut page, object),
         Kind::Secret => workload::secret(&mut page, object),
+        Kind::PodDisruptionBudget => workload::disruption_budget(&mut page, object),
         _ => workload::plain(&mut page, object),
     }
     if let Some(events) = &related.events {

@@ -221,6 +221,27 @@ pub(super) fn latency_autoscaler(page: &mut Page, object: &Value) {
     page.field(0, "Last scale", long_time(object.time("status.lastScaleTime")));
 }
 
+/// As kubectl: what may go now, and out of what that follows.
+pub(super) fn disruption_budget(page: &mut Page, object: &Value) {
+    page.head(object, true);
+    let bound = |path: &str| match object.at(path) {
+        Value::String(text) => text.clone(),
+        number => number.to_string(),
+    };
+    if object.has("spec.minAvailable") {
+        page.field(0, "Min available", bound("spec.minAvailable"));
+    } else if object.has("spec.maxUnavailable") {
+        page.field(0, "Max unavailable", bound("spec.maxUnavailable"));
+    }
+    page.field(0, "Selector", or_none(&selector_text(object.at("spec.selector"))));
+    page.line(0, "Status:");
+    page.field(1, "Allowed disruptions", object.int("status.disruptionsAllowed").to_string());
+    page.field(1, "Current", object.int("status.currentHealthy").to_string());
+    page.field(1, "Desired", object.int("status.desiredHealthy").to_string());
+    page.field(1, "Total", object.int("status.expectedPods").to_string());
+    conditions(page, object, true);
+}
+
 /// Kinds without a page of their own are shown whole.
 /// How long each value is, never what it is.
 pub(super) fn secret(page: &mut Page, object: &Value) {

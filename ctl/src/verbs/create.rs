@@ -18,6 +18,7 @@ Examples:
   timonctl create deployment web --image timonier/web:v1 --replicas 3 --port 8080
   timonctl create namespace test
   timonctl create configmap settings --from-literal mode=fast --from-file web.conf
+  timonctl create pdb web --selector app=web --min-available 2
   timonctl create -f web.yaml
   timonctl create deployment web --image web:v1 --dry-run=client -o yaml > web.yaml";
 
@@ -91,6 +92,22 @@ pub enum What {
     },
     #[command(flatten)]
     Access(create_access::What),
+    /// A disruption budget: how many pods evictions must leave
+    #[command(name = "poddisruptionbudget", visible_alias = "pdb")]
+    DisruptionBudget {
+        name: String,
+        /// Labels of the pods
+        #[arg(long, required = true, value_name = "LABELS")]
+        selector: String,
+        /// Pods that must stay, as a number or percentage
+        #[arg(long, value_name = "N|N%", required_unless_present = "max_unavailable")]
+        min_available: Option<String>,
+        /// Pods that may be away, as a number or percentage
+        #[arg(long, value_name = "N|N%", conflicts_with = "min_available")]
+        max_unavailable: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
 }
 
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
@@ -112,6 +129,9 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
             Some((object, how)) => (object, how.clone()),
             None => return create_access::token(&what, ctx).await,
         },
+        Some(What::DisruptionBudget { name, selector, min_available, max_unavailable, how }) => {
+            (disruption_budget(&name, &selector, min_available, max_unavailable)?, how)
+        }
     };
     let document = Document { source: "the command line".into(), index: 1, value: object };
     create_all(ctx, &[document], &how).await
@@ -207,6 +227,38 @@ fn deployment(
             "selector": {"matchLabels": {"app": name}},
             "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": containers}},
         },
+    }))
+}
+
+fn disruption_budget(
+    name: &str,
+    selector: &str,
+    min_available: Option<String>,
+    max_unavailable: Option<String>,
+) -> Outcome<Value> {
+    let mut labels = Map::new();
+    for part in selector.split(',') {
+        let pair = part.split_once('=').map(|(key, value)| (key, value.trim_start_matches('=')));
+        let Some((key, value)) = pair.filter(|(key, _)| !key.is_empty() && !key.ends_with('!'))
+        else {
+            return Err(fail(format!("--selector {selector:?} is not KEY=VALUE[,KEY=VALUE…]"))
+                .hint("a manifest can say more: spec.selector.matchExpressions"));
+        };
+        labels.insert(key.trim().to_owned(), json!(value.trim()));
+    }
+    let number = |text: String| text.parse::<i64>().map_or_else(|_| json!(text), |n| json!(n));
+    let mut spec = json!({"selector": {"matchLabels": labels}});
+    if let Some(text) = min_available {
+        spec["minAvailable"] = number(text);
+    }
+    if let Some(text) = max_unavailable {
+        spec["maxUnavailable"] = number(text);
+    }
+    Ok(json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": name},
+        "spec": spec,
     }))
 }
 
@@ -308,6 +360,17 @@ mod tests {
         ] {
             assert_eq!(container_name(image), name);
         }
+    }
+
+    #[test]
+    fn budgets_take_numbers_and_percentages() {
+        let budget = disruption_budget("b", "app=web,tier==x", Some("2".into()), None).unwrap();
+        let spec =
+            json!({"selector": {"matchLabels": {"app": "web", "tier": "x"}}, "minAvailable": 2});
+        assert_eq!(budget["spec"], spec);
+        let budget = disruption_budget("b", "app=web", None, Some("25%".into())).unwrap();
+        assert_eq!(budget["spec"]["maxUnavailable"], json!("25%"));
+        assert!(disruption_budget("b", "app!=web", None, Some("1".into())).is_err());
     }
 
     #[test]

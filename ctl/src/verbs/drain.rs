@@ -26,7 +26,7 @@ Examples:
 /// Pods on their way out at the same time.
 const EVICTIONS_IN_FLIGHT_MAX: usize = 16;
 /// An eviction that is not allowed now is asked for again after this.
-const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -157,14 +157,20 @@ async fn evict(args: &Args, ctx: &Ctx, pod: Item) -> Outcome {
         uid: pod.value.uid().to_owned(),
         ..Default::default()
     };
+    let mut told = String::new();
     loop {
         match ctx.client.evict(&pod.key(), &how).await {
             Ok(_) => break,
             Err(failure) if failure.is_not_found() || failure.is_reason(Reason::Conflict) => break,
             Err(failure) if failure.is_reason(Reason::TooManyRequests) => {
-                ctx.out.note(format!(
-                    "pod {namespace}/{name} may not go yet, asking again: {failure}"
-                ));
+                // Said again only when the reason is another one.
+                let why = failure.to_string();
+                if told != why {
+                    ctx.out.note(format!(
+                        "pod {namespace}/{name} may not go yet, asking again until it may: {why}"
+                    ));
+                    told = why;
+                }
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
             Err(failure) => return Err(failure),

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod admission;
 pub mod apply;
+pub mod disruption;
 pub mod endpoints;
 #[cfg(test)]
 mod harness;

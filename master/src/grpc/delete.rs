@@ -4,10 +4,11 @@
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Endpoints, Pod};
+use timonier_master_core::disruption;
 use timonier_master_core::object::{
     GRACE_SECONDS_DEFAULT, is_ending, is_finished, key_of, node_of,
 };
-use timonier_master_core::op::{Op, Rejection, Txn};
+use timonier_master_core::op::{Op, Precondition, Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::{DeleteReply, DeleteRequest};
 use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
@@ -59,7 +60,51 @@ impl Inner {
                 return Err(ApiError::new(Reason::BadRequest, why));
             }
         }
-        self.delete(request).await
+        self.evict_pod(request).await
+    }
+
+    /// What the budget counts is taken in the transaction that ends the pod, on condition that
+    /// nobody took of it meanwhile.
+    async fn evict_pod(&self, request: DeleteRequest) -> Result<DeleteReply, ApiError> {
+        // One after the other on this master; evictions on another one are what the retries are for.
+        let _turn = self.evicting.lock().await;
+        for _ in 0..limits::CONFLICT_RETRIES_MAX {
+            let snapshot = self.store.snapshot();
+            let Deletion { object, ops: deletion, gone } = plan(&snapshot, &request)?;
+            let Some(pod) = object.get::<Pod>() else {
+                return Err(ApiError::new(Reason::BadRequest, "evict: only pods are evicted"));
+            };
+            let (mut ops, preconditions) = allowed(&snapshot, pod)?;
+            if request.dry_run || deletion.is_empty() {
+                return reply(&object, snapshot.revision, gone);
+            }
+            ops.extend(deletion);
+            match self.store.commit(Txn { id: None, ops, preconditions }).await {
+                Err(CommitError::Rejected(Rejection::Conflict { .. })) => {}
+                outcome => {
+                    let committed = outcome?;
+                    let left = committed.objects.into_iter().next_back().flatten();
+                    return reply(left.as_ref().unwrap_or(&object), committed.revision, gone);
+                }
+            }
+        }
+        let why = "evict: the pod's disruption budget is in demand; hint: try again";
+        Err(ApiError::new(Reason::TooManyRequests, why))
+    }
+}
+
+fn allowed(snapshot: &Snapshot, pod: &Pod) -> Result<(Vec<Op>, Vec<Precondition>), ApiError> {
+    match disruption::evict(snapshot, pod, Timestamp::now()) {
+        disruption::Answer::Allowed { ops, preconditions } => Ok((ops, preconditions)),
+        disruption::Answer::Refused(why) => Err(ApiError::new(Reason::TooManyRequests, why)),
+        disruption::Answer::TooManyBudgets(names) => {
+            let why = format!(
+                "evict {}: the pod has more than one disruption budget ({}), and only one can decide; hint: narrow their selectors",
+                key_of(pod),
+                names.join(", ")
+            );
+            Err(ApiError::new(Reason::InternalError, why))
+        }
     }
 }
 

@@ -66,6 +66,8 @@ struct Inner {
     started: Instant,
     /// Services are written one at a time, so that no two get the same address or node port.
     allocating: Mutex<()>,
+    /// Held while a pod is evicted, so that evictions of one budget do not race.
+    evicting: Mutex<()>,
     watches: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -101,6 +103,7 @@ impl Door {
                 address,
                 started: Instant::now(),
                 allocating: Mutex::const_new(()),
+                evicting: Mutex::const_new(()),
                 watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
                 shutdown,
             }),

@@ -7,6 +7,7 @@
 mod access;
 mod container;
 mod defaults;
+mod disruption;
 mod field;
 mod latency;
 mod meta;
@@ -82,11 +83,11 @@ fn check(object: &Object, problems: &mut Problems) {
         Object::ClusterRoleBinding(binding) => {
             access::binding(&binding.role_ref, binding.subjects.as_deref(), false, problems);
         }
+        Object::PodDisruptionBudget(budget) => disruption::check(&root, budget, problems),
         Object::Namespace(_)
         | Object::Node(_)
         | Object::Endpoints(_)
-        | Object::Event(_)
-        | Object::PodDisruptionBudget(_) => {}
+        | Object::Event(_) => {}
     }
 }
 

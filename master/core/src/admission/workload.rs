@@ -74,6 +74,27 @@ fn selector(
     labels: Option<&BTreeMap<String, String>>,
     problems: &mut Problems,
 ) {
+    label_selector(field, selector, problems);
+    match Selector::from_label_selector(selector) {
+        Err(_) => {} // said above
+        Ok(parsed) if parsed.is_empty() => {
+            problems.required(field, "empty selector is invalid for a workload");
+        }
+        Ok(parsed) if !parsed.matches(labels) => {
+            let metadata = template.name("metadata");
+            let shown = labels.cloned().unwrap_or_default();
+            problems.invalid(
+                &metadata.name("labels"),
+                shown,
+                "`selector` does not match template `labels`",
+            );
+        }
+        Ok(_) => {}
+    }
+}
+
+/// What any label selector must look like.
+pub(super) fn label_selector(field: &Field<'_>, selector: &LabelSelector, problems: &mut Problems) {
     meta::labels(&field.name("matchLabels"), selector.match_labels.as_ref(), problems);
     let expressions = field.name("matchExpressions");
     for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
@@ -96,22 +117,6 @@ fn selector(
             }
             _ => {}
         }
-    }
-    match Selector::from_label_selector(selector) {
-        Err(_) => {} // said above
-        Ok(parsed) if parsed.is_empty() => {
-            problems.required(field, "empty selector is invalid for a workload");
-        }
-        Ok(parsed) if !parsed.matches(labels) => {
-            let metadata = template.name("metadata");
-            let shown = labels.cloned().unwrap_or_default();
-            problems.invalid(
-                &metadata.name("labels"),
-                shown,
-                "`selector` does not match template `labels`",
-            );
-        }
-        Ok(_) => {}
     }
 }
 
@@ -140,7 +145,11 @@ fn strategy(field: &Field<'_>, spec: &DeploymentSpec, problems: &mut Problems) {
 }
 
 /// A count or a percentage, as a number; `None` when it is neither.
-fn share(field: &Field<'_>, share: Option<&IntOrString>, problems: &mut Problems) -> Option<i32> {
+pub(super) fn share(
+    field: &Field<'_>,
+    share: Option<&IntOrString>,
+    problems: &mut Problems,
+) -> Option<i32> {
     match share? {
         IntOrString::Int(count) => {
             problems.at_least(field, Some(i64::from(*count)), 0);

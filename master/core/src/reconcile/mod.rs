@@ -7,6 +7,7 @@
 
 pub mod aggregation;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod events;
 pub mod gc;
@@ -71,6 +72,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(aggregation::AggregationLoop),
         Box::new(service_account::ServiceAccountLoop),
         Box::new(quota::QuotaLoop),
+        Box::new(disruption::DisruptionLoop),
         Box::new(events::EventLoop),
     ]
 }
