@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use timonier_master_core::ipam::Range;
+use timonier_proto::unique::FENCE_AFTER_MS_DEFAULT;
 use timonier_proto::{DEFAULT_CLUSTER_RANGE, DEFAULT_SERVICE_RANGE};
 
 use crate::store::Encryption;
@@ -34,8 +35,12 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
     pub node_grace: Duration,
     /// Pods of a node that has been NotReady for so long are replaced on other nodes.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub eviction_after: Duration,
+    /// An agent that has reached no master for so long stops the pods that must be unique; only
+    /// after that are they replaced.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub fence_after: Duration,
     /// Time between two heartbeats of an agent.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub heartbeat: Duration,
@@ -66,7 +71,8 @@ impl Config {
             cluster_range: DEFAULT_CLUSTER_RANGE.to_owned(),
             service_range: DEFAULT_SERVICE_RANGE.to_owned(),
             node_grace: Duration::from_secs(3),
-            eviction_after: Duration::from_secs(2),
+            eviction_after: Duration::from_millis(500),
+            fence_after: Duration::from_millis(FENCE_AFTER_MS_DEFAULT.into()),
             heartbeat: Duration::from_secs(1),
             snapshot_every: 20_000,
             encryption_key_file: None,

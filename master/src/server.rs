@@ -89,6 +89,7 @@ impl Master {
                 service_range: config.service_range.clone(),
                 heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
                 silence_max: config.node_grace,
+                fence_after_ms: u32::try_from(config.fence_after.as_millis()).unwrap_or(u32::MAX),
                 masters: vec![addr.to_string()],
             },
             shutdown.clone(),
@@ -117,6 +118,7 @@ fn settings(config: &Config) -> Settings {
         service_range: config.service_range.clone(),
         node_grace_ms: millis(config.node_grace),
         eviction_after_ms: millis(config.eviction_after),
+        fence_after_ms: millis(config.fence_after),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod quantity;
 pub mod secret;
 pub mod selector;
 pub mod status;
+pub mod unique;
 
 pub use k8s_openapi;
 pub use kinds::{Kind, KindInfo, Kinded, Object, ObjectKey};

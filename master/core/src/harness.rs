@@ -55,6 +55,7 @@ impl Cluster {
                 service_range: "10.96.0.0/16".into(),
                 node_grace_ms: 3_000,
                 eviction_after_ms: 2_000,
+                fence_after_ms: 10_000,
             },
             events: Vec::new(),
             broken_images: BTreeSet::new(),

@@ -11,12 +11,13 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use timonier_proto::{Kind, Object, ObjectKey};
 
 use crate::object::{
-    controller_of, is_ending, is_finished, name_of, namespace_of, node_of, node_ready_status,
-    phase, uid_of,
+    controller_of, is_ending, is_finished, is_unique, name_of, namespace_of, node_of,
+    node_ready_status, phase, uid_of,
 };
 use crate::op::Op;
 use crate::reconcile::OPS_PER_PLAN_MAX;
 use crate::reconcile::deployment::DESIRED_REPLICAS;
+use crate::reconcile::node::fence;
 use crate::rollout::{Bounds, is_recreate, replicas_of};
 use crate::snapshot::Snapshot;
 use crate::world::{Plan, World};
@@ -35,6 +36,8 @@ pub enum Violation {
     BadBinding { pod: ObjectKey, node: String, why: &'static str },
     #[error("{0} would be removed while an agent that answers may run it")]
     RunningPodRemoved(ObjectKey),
+    #[error("{0} would be removed while its node's agent may still run it, and it must be unique")]
+    UniquePodRemoved(ObjectKey),
     #[error("the phase of {pod} would go back from {from} to {to}")]
     PhaseGoesBack { pod: ObjectKey, from: String, to: String },
     #[error("{key} would be created {why}")]
@@ -52,7 +55,7 @@ pub fn check(world: &World, plan: &Plan) -> Result<(), Violation> {
     }
     check_keys(plan)?;
     for op in &plan.ops {
-        check_op(&world.snapshot, op)?;
+        check_op(world, op)?;
     }
     check_rollouts(&world.snapshot, plan)
 }
@@ -71,7 +74,8 @@ fn check_keys(plan: &Plan) -> Result<(), Violation> {
     Ok(())
 }
 
-fn check_op(snapshot: &Snapshot, op: &Op) -> Result<(), Violation> {
+fn check_op(world: &World, op: &Op) -> Result<(), Violation> {
+    let snapshot = &world.snapshot;
     match op {
         Op::Bind { pod, node, .. } => {
             let bad = |why| Violation::BadBinding { pod: pod.clone(), node: node.clone(), why };
@@ -91,7 +95,14 @@ fn check_op(snapshot: &Snapshot, op: &Op) -> Result<(), Violation> {
                 .filter(|_| !is_finished(pod))
                 .and_then(|node| snapshot.get::<Node>("", node))
                 .is_some_and(|node| node_ready_status(node) == "True");
-            if runs { Err(Violation::RunningPodRemoved(key.clone())) } else { Ok(()) }
+            if runs {
+                return Err(Violation::RunningPodRemoved(key.clone()));
+            }
+            let may_run_elsewhere = is_unique(pod) && node_of(pod).is_some() && !is_finished(pod);
+            if may_run_elsewhere && fence::gone_at(world, pod).is_none_or(|at| at > world.now) {
+                return Err(Violation::UniquePodRemoved(key.clone()));
+            }
+            Ok(())
         }
         Op::ReplaceStatus(Object::Pod(pod)) => {
             let (namespace, name) = (namespace_of(&pod.metadata), name_of(&pod.metadata));

@@ -148,6 +148,19 @@ pub fn end_pod(pod: &Pod, now: Timestamp) -> Option<Op> {
     Some(Op::MarkDeleted { key, uid, at: now, grace_seconds })
 }
 
+/// Whether there must never be two of the pod.
+pub fn is_unique(pod: &Pod) -> bool {
+    timonier_proto::unique::is_unique(&pod.metadata)
+}
+
+/// When the pod was asked to end, at the latest; `None` when it was not.
+pub fn asked_to_end_at(pod: &Pod) -> Option<Timestamp> {
+    let gone_at = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or_default();
+    // Times are stored in whole seconds, so it was within the second that follows.
+    Some(after_seconds(gone_at, 1 - grace))
+}
+
 /// Whether objects may still be created in the namespace.
 pub fn namespace_is_live(snapshot: &crate::snapshot::Snapshot, namespace: &str) -> bool {
     snapshot

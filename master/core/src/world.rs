@@ -32,6 +32,8 @@ pub struct Settings {
     pub node_grace_ms: i64,
     /// Pods of a node that has been NotReady for this long are replaced elsewhere.
     pub eviction_after_ms: i64,
+    /// An agent that has had no lease for so long stops the pods that must be unique.
+    pub fence_after_ms: i64,
 }
 
 /// Soft state out of the agents' sessions: never in the log, lost with the master.

@@ -71,6 +71,7 @@ async fn start(dir: &Path) -> Bench {
         service_range: "10.96.0.0/16".into(),
         node_grace_ms: 300,
         eviction_after_ms: 200,
+        fence_after_ms: 10_000,
     };
     let shutdown = CancellationToken::new();
     let driver = tokio::spawn(run(store.clone(), hub.clone(), settings, shutdown.clone()));
@@ -233,6 +234,7 @@ async fn a_rollout_goes_on_after_a_restart() {
         service_range: "10.96.0.0/16".into(),
         node_grace_ms: 300,
         eviction_after_ms: 200,
+        fence_after_ms: 10_000,
     };
     let driver = tokio::spawn(run(store.clone(), hub.clone(), settings, shutdown.clone()));
     let bench = Bench { store, hub, shutdown, driver };

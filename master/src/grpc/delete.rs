@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Endpoints, Pod};
 use timonier_master_core::disruption;
 use timonier_master_core::object::{
-    GRACE_SECONDS_DEFAULT, is_ending, is_finished, key_of, node_of,
+    GRACE_SECONDS_DEFAULT, is_ending, is_finished, is_unique, key_of, node_of,
 };
 use timonier_master_core::op::{Op, Precondition, Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
@@ -165,6 +165,10 @@ fn pod_grace(pod: &Pod, asked: Option<i64>) -> Option<i64> {
     }
     let usual = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let grace = asked.or(usual).unwrap_or(GRACE_SECONDS_DEFAULT);
+    if is_unique(pod) {
+        // Removed when it is known not to run: its place may be taken at once.
+        return Some(grace);
+    }
     (grace > 0 || asked != Some(0)).then_some(grace)
 }
 

@@ -7,6 +7,7 @@
 mod compile;
 mod events;
 mod follower;
+mod lease;
 mod node;
 mod registry;
 mod secrets;
@@ -48,6 +49,8 @@ pub struct SessionSettings {
     pub heartbeat_ms: u32,
     /// An agent silent for so long is cut off; it dials again when it can.
     pub silence_max: Duration,
+    /// An agent that has had no lease for so long stops its unique pods.
+    pub fence_after_ms: u32,
     /// Addresses of all masters, for the agents to fall back to.
     pub masters: Vec<String>,
 }
@@ -59,6 +62,7 @@ impl Default for SessionSettings {
             service_range: timonier_proto::DEFAULT_SERVICE_RANGE.to_owned(),
             heartbeat_ms: 1000,
             silence_max: Duration::from_secs(3),
+            fence_after_ms: timonier_proto::unique::FENCE_AFTER_MS_DEFAULT,
             masters: Vec::new(),
         }
     }

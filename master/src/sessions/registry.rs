@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use timonier_proto::v1::MasterMessage;
 use timonier_proto::{ApiError, Reason};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -37,6 +37,24 @@ pub struct Claim {
     pub outgoing: Outgoing,
     /// Ends the session.
     pub cancel: CancellationToken,
+    /// One lease at a time.
+    pub leasing: Turn,
+}
+
+/// Lets one in at a time; the others go away.
+#[derive(Debug, Clone)]
+pub struct Turn(Arc<Semaphore>);
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Turn {
+    pub fn try_enter(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().try_acquire_owned().ok()
+    }
 }
 
 /// Why a message did not go to a node's agent.
@@ -78,6 +96,7 @@ impl Registry {
             link: hub.connect(node),
             outgoing,
             cancel,
+            leasing: Turn::default(),
         });
         let entry = Entry { claim: claim.clone(), agent_id: agent_id.to_owned() };
         by_node.insert(node.to_owned(), entry);

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::registry::{Claim, OUTGOING_MESSAGES_MAX, Registry};
 use super::statuses::{self, Report};
-use super::{Inner, follower, node};
+use super::{Inner, follower, lease, node};
 
 /// How long a new connection may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ fn welcome(inner: &Inner, claim: &Claim, pod_range: String) -> Welcome {
         cluster_range: settings.cluster_range.clone(),
         service_range: settings.service_range.clone(),
         masters: settings.masters.clone(),
-        fence_after_ms: 0,
+        fence_after_ms: settings.fence_after_ms,
     }
 }
 
@@ -131,7 +131,11 @@ async fn read(inner: Arc<Inner>, guard: Guard, mut incoming: Streaming<AgentMess
         };
         let report = match message {
             Up::Heartbeat(beat) => {
+                let (sequence, lease_wanted) = (beat.sequence, beat.lease_wanted);
                 claim.link.beat(beat);
+                if lease_wanted {
+                    lease::answer(&inner.store, &claim, sequence);
+                }
                 continue;
             }
             Up::Beats(beats) => {

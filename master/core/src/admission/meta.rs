@@ -4,6 +4,7 @@ use timonier_proto::names::{self, NameResult};
 use timonier_proto::{Kind, Object};
 
 use super::field::{Field, Problems};
+use super::unique;
 
 /// Bytes of all annotations of an object together, as in Kubernetes.
 const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
@@ -50,6 +51,9 @@ pub fn check(object: &Object, problems: &mut Problems) {
         && let Some(value) = all.get(NETWORK_ANNOTATION)
     {
         problems.one_of(&root.name("annotations").key(NETWORK_ANNOTATION), value, &["isolated"]);
+    }
+    if object.kind() == Kind::Pod {
+        unique::annotation(&root.name("annotations"), meta.annotations.as_ref(), problems);
     }
     owners(&root.name("ownerReferences"), object, problems);
     if meta.finalizers.as_ref().is_some_and(|list| !list.is_empty()) {

@@ -18,6 +18,7 @@ mod quota;
 mod secret;
 mod server_owned;
 mod service;
+mod unique;
 mod update;
 mod volume;
 mod workload;

@@ -7,6 +7,7 @@ use timonier_proto::names;
 
 use super::container::{self, Kind};
 use super::field::{Field, Problems};
+use super::unique;
 use super::{meta, volume};
 
 /// Grace periods above a year are slips.
@@ -140,6 +141,7 @@ pub fn template(field: &Field<'_>, template: &PodTemplateSpec, problems: &mut Pr
     if let Some(meta) = &template.metadata {
         meta::labels(&metadata.name("labels"), meta.labels.as_ref(), problems);
         meta::annotations(&metadata.name("annotations"), meta.annotations.as_ref(), problems);
+        unique::annotation(&metadata.name("annotations"), meta.annotations.as_ref(), problems);
     }
     match &template.spec {
         Some(spec) => check(&field.name("spec"), spec, problems),

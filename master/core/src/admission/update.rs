@@ -8,6 +8,7 @@ use timonier_proto::Object;
 
 use super::field::{Field, Problems};
 use super::secret;
+use super::unique;
 
 const IMMUTABLE: &str = "field is immutable";
 const POD_IMMUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`, `spec.initContainers[*].image`, `spec.tolerations` and `spec.terminationGracePeriodSeconds`";
@@ -15,7 +16,10 @@ const POD_IMMUTABLE: &str = "pod updates may not change fields other than `spec.
 pub fn check(old: &Object, new: &Object, problems: &mut Problems) {
     let spec = Field::root("spec");
     match (old, new) {
-        (Object::Pod(old), Object::Pod(new)) => pod(&spec, old, new, problems),
+        (Object::Pod(old), Object::Pod(new)) => {
+            pod(&spec, old, new, problems);
+            unique::unchanged(old, new, problems);
+        }
         (Object::Service(old), Object::Service(new)) => service(&spec, old, new, problems),
         (Object::Deployment(old), Object::Deployment(new)) => {
             let selector = |d: &k8s_openapi::api::apps::v1::Deployment| {

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use timonier_proto::selector::Selector;
 
 use super::field::{Field, Problems};
-use super::{meta, pod};
+use super::{meta, pod, unique};
 
 pub fn deployment(field: &Field<'_>, deployment: &Deployment, problems: &mut Problems) {
     let Some(spec) = &deployment.spec else {
@@ -33,6 +33,7 @@ pub fn deployment(field: &Field<'_>, deployment: &Deployment, problems: &mut Pro
         );
     }
     strategy(&field.name("strategy"), spec, problems);
+    unique::deployment(field, spec, problems);
 }
 
 pub fn replica_set(field: &Field<'_>, set: &ReplicaSet, problems: &mut Problems) {
@@ -43,6 +44,7 @@ pub fn replica_set(field: &Field<'_>, set: &ReplicaSet, problems: &mut Problems)
     workload(field, spec.replicas, &spec.selector, spec.template.as_ref(), problems);
     let min_ready = spec.min_ready_seconds.map(i64::from);
     problems.at_least(&field.name("minReadySeconds"), min_ready, 0);
+    unique::replica_set(field, spec, problems);
 }
 
 fn workload(

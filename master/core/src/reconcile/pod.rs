@@ -4,6 +4,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use timonier_proto::{Kind, Object, ObjectKey};
 
+use super::node::fence;
 use super::record::Recorder;
 use super::{OPS_PER_PLAN_MAX, Reconciler};
 use crate::object::{is_ending, is_finished, key_of, node_of, node_ready_status};
@@ -73,6 +74,11 @@ impl Reconciler for PodLoop {
             return Plan::default();
         };
         let Some(why) = lingers(&world.snapshot, pod) else { return Plan::default() };
+        if let Lingers::NodeGone(_) = why
+            && let Some(plan) = fence::hold(world, pod)
+        {
+            return plan;
+        }
         let mut ops = vec![Op::Remove { key: key.clone(), uid: pod.metadata.uid.clone() }];
         if let Lingers::NodeGone(node) = why {
             let recorder = Recorder { component: "pod-garbage-collector", now: world.now };

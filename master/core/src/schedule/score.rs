@@ -13,6 +13,11 @@ use crate::object::controller_of;
 const SIBLING_COST: i64 = 75;
 /// Siblings beyond this cost nothing more.
 const SIBLINGS_COUNTED_MAX: i64 = 4;
+/// Points that each loss of the node in the last minutes costs: a second one outweighs a full range
+/// of load, a third one an even spread.
+const LOSS_COST: i64 = 100;
+/// Losses beyond this cost nothing more.
+const LOSSES_COUNTED_MAX: i64 = 5;
 /// Points for meeting all preferences of the pod.
 const PREFERENCE_POINTS: i64 = 200;
 /// Percent that a node of unknown load is taken to have.
@@ -36,6 +41,7 @@ pub(super) fn best(
         let node = &nodes[*index];
         let crowd = (siblings(node) - fewest).min(SIBLINGS_COUNTED_MAX);
         let mut score = free_share(node, demand) + idleness(node) - crowd * SIBLING_COST;
+        score -= i64::try_from(node.losses).unwrap_or(i64::MAX).min(LOSSES_COUNTED_MAX) * LOSS_COST;
         if most_preferred > 0 {
             score += preference(pod, &node.node) * PREFERENCE_POINTS / most_preferred;
         }

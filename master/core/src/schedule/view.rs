@@ -11,6 +11,7 @@ use crate::hash::Random;
 use crate::object::{
     after_millis, controller_of, is_ending, is_finished, name_of, node_ready_status,
 };
+use crate::reconcile::node::losses;
 use crate::world::World;
 
 /// One node as the scheduler sees it.
@@ -29,6 +30,8 @@ pub struct NodeView {
     pub owners: HashMap<String, i64>,
     /// CPU and memory percent as the agent measured them; `None` when it has not said so lately.
     pub load: Option<(f32, f32)>,
+    /// How often the node was lost in the last minutes.
+    pub losses: usize,
 }
 
 /// All nodes, in order of name.
@@ -47,6 +50,7 @@ impl ClusterView {
             .map(|node| {
                 let mut view = NodeView::empty(node.clone());
                 view.load = measured_load(world, &view.name);
+                view.losses = losses::recent(node, world.now).len();
                 for pod in world.snapshot.pods_on(&view.name).filter(|pod| !is_finished(pod)) {
                     view.take(pod, &Demand::of(pod));
                 }
@@ -96,6 +100,7 @@ impl NodeView {
             host_ports: HashSet::new(),
             owners: HashMap::new(),
             load: None,
+            losses: 0,
             node,
         }
     }

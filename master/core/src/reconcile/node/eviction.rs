@@ -4,11 +4,12 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
-use super::{TAINT_NOT_READY, TAINT_UNREACHABLE, Verdict, ready_condition};
+use super::{TAINT_NOT_READY, TAINT_UNREACHABLE, Verdict, fence, ready_condition};
 use crate::object::{
-    after_millis, after_seconds, end_pod, is_finished, key_of, name_of, node_ready_status,
+    after_millis, after_seconds, end_pod, is_finished, is_unique, key_of, name_of,
+    node_ready_status,
 };
-use crate::op::Op;
+use crate::op::{Op, Precondition};
 use crate::reconcile::OPS_PER_PLAN_MAX;
 use crate::reconcile::record::Recorder;
 use crate::schedule::tolerates;
@@ -20,6 +21,12 @@ const NOT_READY_EVICTION_MS_MIN: i64 = 30_000;
 /// In clusters from this size on, the loss of half of the nodes is taken for a fault of the network
 /// rather than of the nodes.
 const DISRUPTION_NODES_MIN: usize = 3;
+/// Clusters with more nodes go on, slowly, when half of them are lost.
+const LARGE_CLUSTER_NODES: usize = 50;
+/// Between the evictions of one lost node and the next.
+const NODE_INTERVAL_MS: i64 = 200;
+/// The same where half of the nodes of a large cluster are lost: Kubernetes' secondary rate.
+const NODE_INTERVAL_SLOW_MS: i64 = 100_000;
 /// How often it is said again that eviction is paused.
 const PAUSED_EVENT_SECONDS: i64 = 300;
 
@@ -38,50 +45,77 @@ pub(super) fn evict(
         ..Taint::default()
     };
     let name = name_of(&node.metadata);
+    let later = |plan: &mut Plan, at: Timestamp| {
+        plan.again_at = Some(plan.again_at.map_or(at, |other| other.min(at)));
+    };
     let mut due = Vec::new();
     for pod in world.snapshot.pods_on(name).filter(|pod| !is_finished(pod)) {
         match leaves_at(world, pod, &taint, since, is_lost) {
             Some(at) if at <= world.now => due.push(pod),
-            Some(at) => plan.again_at = Some(plan.again_at.map_or(at, |other| other.min(at))),
+            Some(at) => later(plan, at),
             None => {}
         }
     }
     if due.is_empty() {
         return;
     }
-    if is_lost && let Some(message) = disruption(world) {
-        let event = recorder.warning_once(
-            &world.snapshot,
-            node,
-            "EvictionPaused",
-            message,
-            PAUSED_EVENT_SECONDS,
-        );
-        plan.ops.extend(event);
-        return;
+    if is_lost {
+        match pace(world, node, since) {
+            Pace::Now => {}
+            Pace::At(at, message) => {
+                plan.ops.extend(said(world, node, recorder, "EvictionSlowed", message));
+                return later(plan, at);
+            }
+            Pace::Paused(message) => {
+                plan.ops.extend(said(world, node, recorder, "EvictionPaused", message));
+                // One that is silent may be written down as lost, or be heard again.
+                return later(plan, after_millis(world.now, world.settings.node_grace_ms));
+            }
+        }
     }
     let room = OPS_PER_PLAN_MAX.saturating_sub(plan.ops.len()) / 2;
     if due.len() > room {
         plan.again_at = Some(world.now);
     }
     let mut evicted = 0;
+    let mut fenced = false;
     for pod in due.into_iter().take(room) {
-        let op = if is_lost {
-            // Nobody will confirm its end; the agent stops it if it ever comes back.
-            let (key, uid) = (key_of(&**pod), pod.metadata.uid.clone());
-            plan.ops.retain(|op| op.key() != key);
-            Some(Op::Remove { key, uid })
-        } else {
+        let op = if !is_lost {
             end_pod(pod, world.now)
+        } else if let Some(hold) = fence::hold(world, pod) {
+            hold.again_at.into_iter().for_each(|at| later(plan, at));
+            hold.ops.into_iter().next()
+        } else {
+            // Nobody will confirm its end; the agent stops it if it ever comes back.
+            fenced |= is_unique(pod);
+            Some(Op::Remove { key: key_of(&**pod), uid: pod.metadata.uid.clone() })
         };
-        evicted += usize::from(op.is_some());
-        plan.ops.extend(op);
+        if let Some(op) = op {
+            plan.ops.retain(|other| other.key() != op.key());
+            plan.ops.push(op);
+            evicted += 1;
+        }
+    }
+    if fenced {
+        // Only if the node has not come back meanwhile.
+        let revision = node.metadata.resource_version.as_deref().and_then(|r| r.parse().ok());
+        plan.preconditions.push(Precondition::Revision(key_of(node), revision.unwrap_or_default()));
     }
     if evicted > 0 {
         let why = if is_lost { "unreachable" } else { "not ready" };
         let message = format!("Evicted {evicted} pods from node {name}, which is {why}");
         plan.ops.push(recorder.warning(node, "TaintManagerEviction", message));
     }
+}
+
+fn said(
+    world: &World,
+    node: &Node,
+    recorder: &Recorder,
+    reason: &str,
+    message: String,
+) -> Option<Op> {
+    recorder.warning_once(&world.snapshot, node, reason, message, PAUSED_EVENT_SECONDS)
 }
 
 fn away_since(node: &Node, verdict: &Verdict) -> Option<Timestamp> {
@@ -111,17 +145,56 @@ fn leaves_at(
     Some(after_millis(since, wait_ms))
 }
 
-/// Why pods of lost nodes are not replaced now, if so: too many nodes are lost at once.
-fn disruption(world: &World) -> Option<String> {
-    let (mut total, mut lost) = (0, 0);
-    for node in world.snapshot.list::<Node>(None) {
+/// Whether the pods of a lost node are replaced now.
+enum Pace {
+    Now,
+    /// The text says why not before that time.
+    At(Timestamp, String),
+    /// Not while as many nodes are lost as the text says.
+    Paused(String),
+}
+
+/// As in Kubernetes: one node after the other; where half of the nodes are lost at once, small
+/// clusters wait for them to come back and large ones go on slowly.
+fn pace(world: &World, node: &Node, since: Timestamp) -> Pace {
+    let mut total = 0;
+    let mut lost = Vec::new();
+    let mut silent = 0;
+    for other in world.snapshot.list::<Node>(None) {
         total += 1;
-        lost += usize::from(node_ready_status(node) == "Unknown");
+        let name = name_of(&other.metadata);
+        if node_ready_status(other) == "Unknown" {
+            let since = ready_condition(other).and_then(|c| c.last_transition_time.clone());
+            lost.push((since.map(|t| t.0), name));
+        } else if is_silent(world, name) {
+            // Cut off with the others, only its last beat came a little later than theirs.
+            silent += 1;
+        }
     }
-    (total >= DISRUPTION_NODES_MIN && lost * 2 >= total).then(|| {
-        format!(
-            "{lost} of {total} nodes are unreachable at once, which looks like a fault of the \
+    let away = lost.len() + silent;
+    let half = away * 2 >= total && total >= DISRUPTION_NODES_MIN;
+    if half && (total <= LARGE_CLUSTER_NODES || away == total) {
+        return Pace::Paused(format!(
+            "{away} of {total} nodes are unreachable at once, which looks like a fault of the \
              network: their pods are not replaced until more nodes answer"
-        )
-    })
+        ));
+    }
+    lost.sort_unstable();
+    let own = name_of(&node.metadata);
+    let rank = lost.iter().position(|(_, name)| *name == own).unwrap_or_default();
+    let rank = i64::try_from(rank).unwrap_or(i64::MAX);
+    let interval_ms = if half { NODE_INTERVAL_SLOW_MS } else { NODE_INTERVAL_MS };
+    let first = lost.iter().find_map(|(since, _)| *since).unwrap_or(since);
+    let at = after_millis(first, rank.saturating_mul(interval_ms));
+    if at <= world.now {
+        return Pace::Now;
+    }
+    Pace::At(at, format!("{away} of {total} nodes are unreachable: their pods are replaced slowly"))
+}
+
+/// Two beats of a node are missing; the third makes it lost.
+fn is_silent(world: &World, node: &str) -> bool {
+    let silence_ms = world.settings.node_grace_ms * 2 / 3;
+    let signal = world.telemetry.nodes.get(node);
+    signal.is_some_and(|signal| after_millis(signal.last_beat, silence_ms) < world.now)
 }

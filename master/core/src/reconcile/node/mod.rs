@@ -4,11 +4,14 @@
 //! Signals are soft state; the node object is written at transitions only.
 
 mod eviction;
+pub mod fence;
+pub mod losses;
 #[cfg(test)]
 mod tests;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use timonier_proto::{Kind, Kinded, ObjectKey};
 
 use super::record::Recorder;
@@ -157,29 +160,18 @@ fn write_condition(
     }
     let now = stored_time(world.now);
     let mut changed = node.clone();
-    let wanted_taint = match verdict.status.as_str() {
-        "True" => None,
-        "False" => Some(TAINT_NOT_READY),
-        _ => Some(TAINT_UNREACHABLE),
-    };
-    let taints = changed.spec.get_or_insert_default().taints.get_or_insert_default();
-    let is_ours = |t: &Taint| t.key == TAINT_NOT_READY || t.key == TAINT_UNREACHABLE;
-    taints.retain(|t| !is_ours(t) || Some(t.key.as_str()) == wanted_taint);
-    if let Some(key) = wanted_taint
-        && !taints.iter().any(|t| t.key == key)
-    {
-        taints.push(Taint {
-            key: key.to_owned(),
-            effect: "NoExecute".to_owned(),
-            time_added: Some(now.clone()),
-            value: None,
-        });
+    let is_lost_now = verdict.status == "Unknown" && node_ready_status(node) != "Unknown";
+    let losses = if is_lost_now { losses::note(&mut changed, world.now) } else { 0 };
+    if losses >= losses::FLAPPING_LOSSES {
+        let message = format!(
+            "Node {} was lost {losses} times in {} s: pods are put elsewhere where there is room",
+            name_of(&node.metadata),
+            losses::LOSS_SECONDS_MAX
+        );
+        ops.push(recorder.warning(node, "NodeFlapping", message));
     }
-    let before = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
-    if taints.as_slice() != before {
-        if taints.is_empty() {
-            changed.spec.get_or_insert_default().taints = None;
-        }
+    set_taint(&mut changed, verdict, &now);
+    if changed.spec != node.spec || is_lost_now {
         ops.push(Op::Replace(changed.clone().into_object()));
     }
     let stored = ready_condition(node);
@@ -209,6 +201,29 @@ fn write_condition(
         ops.push(recorder.normal(node, reason, message));
     }
     is_new
+}
+
+fn set_taint(node: &mut Node, verdict: &Verdict, now: &Time) {
+    let wanted = match verdict.status.as_str() {
+        "True" => None,
+        "False" => Some(TAINT_NOT_READY),
+        _ => Some(TAINT_UNREACHABLE),
+    };
+    let spec = node.spec.get_or_insert_default();
+    let mut taints = spec.taints.take().unwrap_or_default();
+    let is_ours = |t: &Taint| t.key == TAINT_NOT_READY || t.key == TAINT_UNREACHABLE;
+    taints.retain(|t| !is_ours(t) || Some(t.key.as_str()) == wanted);
+    if let Some(key) = wanted
+        && !taints.iter().any(|t| t.key == key)
+    {
+        taints.push(Taint {
+            key: key.to_owned(),
+            effect: "NoExecute".to_owned(),
+            time_added: Some(now.clone()),
+            value: None,
+        });
+    }
+    spec.taints = (!taints.is_empty()).then_some(taints);
 }
 
 /// Pods of a silent node are not ready as far as anyone can tell: their services drop them, long

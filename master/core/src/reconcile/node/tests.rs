@@ -1,5 +1,7 @@
 //! Nodes that go and come back, and what becomes of their pods.
 
+mod unique;
+
 use expect_test::expect;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Toleration;

@@ -20,7 +20,7 @@ use crate::admission::qos_class;
 use crate::hash::{Random, name_suffix};
 use crate::object::{
     after_seconds, available_at, controller_of, controller_reference, end_pod, is_active,
-    is_ending, is_ready, key_of, name_of, namespace_is_live, namespace_of, uid_of,
+    is_ending, is_finished, is_ready, key_of, name_of, namespace_is_live, namespace_of, uid_of,
 };
 use crate::op::{Change, Op, Precondition};
 use crate::policy;
@@ -143,8 +143,11 @@ impl<'a> Activation<'a> {
         self.claim();
         let wanted = self.set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1).max(0);
         let wanted = usize::try_from(wanted).unwrap_or(0);
+        let wanted = if self.is_unique() { wanted.min(1) } else { wanted };
         if self.pods.len() < wanted {
-            self.create(wanted - self.pods.len());
+            if !self.is_unique() || !self.another_may_run() {
+                self.create(wanted - self.pods.len());
+            }
         } else if self.pods.len() > wanted {
             self.delete(self.pods.len() - wanted);
         }
@@ -192,6 +195,19 @@ impl<'a> Activation<'a> {
                 self.ops.push(Op::Replace(adopted.into_object()));
             }
         }
+    }
+
+    /// Whether the set's pods must never run beside each other.
+    fn is_unique(&self) -> bool {
+        let template = self.set.spec.as_ref().and_then(|s| s.template.as_ref());
+        template.and_then(|t| t.metadata.as_ref()).is_some_and(timonier_proto::unique::is_unique)
+    }
+
+    /// A pod that is ending runs until its agent, or the time it takes to be fenced, says otherwise;
+    /// this set is looked at again when it is gone.
+    fn another_may_run(&self) -> bool {
+        let mut owned = self.world.snapshot.owned_by::<Pod>(uid_of(&self.set.metadata));
+        owned.any(|pod| !is_finished(pod))
     }
 
     fn is_stray(&self, pod: &Pod) -> bool {
