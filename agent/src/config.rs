@@ -16,6 +16,8 @@ use crate::telemetry::{CapacityOptions, PODS_MAX_DEFAULT};
 pub enum Invocation {
     Run(RunConfig),
     Cleanup(CleanupConfig),
+    /// Started by the agent itself; see [`crate::lease`].
+    Watchdog(CleanupConfig),
 }
 
 impl Invocation {
@@ -26,18 +28,23 @@ impl Invocation {
             args.remove(1);
             return CleanupConfig::try_parse_from(args).map(Self::Cleanup);
         }
+        if args.get(1).is_some_and(|word| word == WATCHDOG) {
+            args.remove(1);
+            return CleanupConfig::try_parse_from(args).map(Self::Watchdog);
+        }
         RunConfig::try_parse_from(args).map(Self::Run)
     }
 
     pub fn log(&self) -> &str {
         match self {
             Self::Run(config) => &config.host.log,
-            Self::Cleanup(config) => &config.host.log,
+            Self::Cleanup(config) | Self::Watchdog(config) => &config.host.log,
         }
     }
 }
 
 const CLEANUP: &str = "cleanup";
+const WATCHDOG: &str = "watchdog";
 
 /// Removes everything of a node from this host: containers, links, tables, files. Its agent must
 /// not be running.

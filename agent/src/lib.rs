@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod latency;
+pub mod lease;
 pub mod net;
 pub mod pods;
 pub mod probes;

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use timonier_agent::config::{HostConfig, Invocation, RunConfig};
+use timonier_agent::lease::{LEASE_FILE, Lease, WATCHDOG_LOCK_FILE, Watchdog};
 use timonier_agent::runtime::docker::Docker;
 use timonier_agent::session::{
     Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
 };
 use timonier_agent::telemetry::{HostFacts, capacity};
-use timonier_agent::{net, pods};
+use timonier_agent::{lease, net, pods};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +56,9 @@ fn start(invocation: Invocation) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     filter.with_context(|| format!("read the log filter {:?}", invocation.log()))?;
+    if let Invocation::Watchdog(config) = &invocation {
+        return watchdog(&config.host);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -65,7 +69,20 @@ fn start(invocation: Invocation) -> Result<()> {
     match invocation {
         Invocation::Run(config) => runtime.block_on(run_agent(config)),
         Invocation::Cleanup(config) => runtime.block_on(cleanup(&config.host)),
+        Invocation::Watchdog(_) => Ok(()),
     }
+}
+
+/// Kills unique pods whose lease has run out while the agent is dead or frozen.
+fn watchdog(host: &HostConfig) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let docker = Docker::new(&host.docker_socket);
+    let boot_id = HostFacts::read().boot_id;
+    let watch = lease::run_watchdog(&docker, &host.node_name, &host.data_dir, &boot_id);
+    runtime.block_on(watch).context("watch over the unique pods")
 }
 
 async fn run_agent(config: RunConfig) -> Result<()> {
@@ -81,6 +98,7 @@ async fn run_agent(config: RunConfig) -> Result<()> {
             name: config.host.node_name.clone(),
             data_dir: config.host.data_dir.clone(),
             host_ip: address.clone(),
+            lease: lease(&config.host, &facts),
         },
         docker,
         start_network(config.host.node_name.clone(), config.host.bridge()),
@@ -117,6 +135,11 @@ async fn run_agent(config: RunConfig) -> Result<()> {
     Ok(())
 }
 
+fn lease(host: &HostConfig, facts: &HostFacts) -> Lease {
+    let watchdog = Watchdog::new(&host.node_name, &host.data_dir, &host.docker_socket);
+    Lease::open(&host.data_dir, &facts.boot_id, watchdog)
+}
+
 /// One agent a folder: the lock is held until the process ends.
 fn lock(data_dir: &Path) -> Result<File> {
     use rustix::fs::{FlockOperation, flock};
@@ -151,7 +174,7 @@ fn remove_files(data_dir: &Path) -> Result<()> {
             _ => {}
         }
     }
-    for name in [STATE_FILE, LOCK_FILE] {
+    for name in [STATE_FILE, LEASE_FILE, WATCHDOG_LOCK_FILE, LOCK_FILE] {
         let path = data_dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if !missing(&error) => {

@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::shared::Shared;
+use super::worker::FENCE_GRACE_S;
 use crate::runtime::{ContainerSummary, Runtime, RuntimeError, Signal};
 use crate::volumes;
 
@@ -31,7 +32,10 @@ pub(super) async fn stop(shared: &Shared, uid: &str, found: Vec<ContainerSummary
             tracing::warn!(%error, uid, "a leftover is not told to stop; it will be killed");
         }
     }
-    let grace_s = found.iter().map(|one| one.labels.grace_s).max().unwrap_or(0);
+    let mut grace_s = found.iter().map(|one| one.labels.grace_s).max().unwrap_or(0);
+    if found.iter().any(|one| one.labels.unique) && !shared.config.lease.is_valid() {
+        grace_s = grace_s.min(FENCE_GRACE_S);
+    }
     let deadline = Instant::now() + Duration::from_secs(u64::from(grace_s));
     while Instant::now() < deadline && any_runs(shared, &running).await {
         sleep(LOOK_INTERVAL).await;

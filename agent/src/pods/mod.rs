@@ -35,6 +35,7 @@ pub use board::{Batch, StatusBoard};
 pub use leftovers::cleanup;
 pub use network::{NetAnswer, PodNetwork};
 
+use crate::lease::Lease;
 use crate::net::{NetError, install_init};
 use crate::runtime::Runtime;
 use clock::Clock;
@@ -58,6 +59,8 @@ pub struct PodsConfig {
     pub data_dir: PathBuf,
     /// Containers created and started at a time; see [`CONCURRENT_STARTS_DEFAULT`].
     pub concurrent_starts: usize,
+    /// Under which unique pods may run.
+    pub lease: Lease,
 }
 
 /// What a master assigned, as decoded from `Assignments`.

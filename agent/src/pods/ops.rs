@@ -12,6 +12,7 @@ use timonier_agent_core::pod::{
     Event, Exit, Failure, Hook, ImageFailure, ProbeKind, Pull, PullPolicy, Slot, StartFailure,
 };
 use timonier_proto::compiled::CompiledPod;
+use timonier_proto::unique::is_unique;
 use tokio::task::spawn_blocking;
 
 use super::env::NodeFacts;
@@ -101,6 +102,7 @@ impl Ops {
             attempt,
             spec_hash: hash.to_owned(),
             grace_s: self.grace_s,
+            unique: is_unique(meta),
         }
     }
 
@@ -266,6 +268,10 @@ impl Ops {
         let runtime = &self.shared.runtime;
         let permit = self.shared.starts.acquire().await.ok();
         let id = runtime.create(&spec).await.map_err(|e| start_failure(e, StartFailure::Create))?;
+        if is_unique(&self.compiled.pod.metadata) && !self.shared.config.lease.is_valid() {
+            self.discard(&id).await;
+            return Err((StartFailure::Unavailable, "its lease has run out".to_owned()));
+        }
         if let Err(error) = runtime.start(&id).await {
             self.discard(&id).await;
             return Err(start_failure(error, StartFailure::Start));

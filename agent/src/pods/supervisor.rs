@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use timonier_proto::compiled::CompiledPod;
+use timonier_proto::unique::is_unique;
 use timonier_proto::v1::PodStatusUpdate;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -39,6 +40,10 @@ pub(super) struct Supervisor {
     complete: bool,
     /// Pods that are gone while the master still has them: their last status.
     gone: HashMap<String, PodStatusUpdate>,
+    /// Pods that may run only under the lease, by uid.
+    unique: BTreeSet<String>,
+    /// What was last made of the lease: unique pods run, or they were stopped.
+    leased: bool,
 }
 
 impl Supervisor {
@@ -54,12 +59,20 @@ impl Supervisor {
             listed: false,
             complete: false,
             gone: HashMap::new(),
+            unique: BTreeSet::new(),
+            leased: false,
         }
     }
 
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let lease = self.shared.config.lease.clone();
         loop {
             tokio::select! {
+                // First: an agent that was frozen stops what it must before anything else.
+                biased;
+                () = lease.until(!self.leased), if !self.unique.is_empty() => {
+                    self.lease_turned().await;
+                }
                 command = commands.recv() => match command {
                     Some(Command::Assign(set, done)) => {
                         self.assign(set).await;
@@ -82,7 +95,7 @@ impl Supervisor {
                 }
                 Some(uid) = self.leftovers.join_next(), if !self.leftovers.is_empty() => {
                     if let Ok(uid) = uid {
-                        self.leaving.remove(&uid);
+                        self.left(uid).await;
                     }
                 }
             }
@@ -101,10 +114,71 @@ impl Supervisor {
         match ended.last {
             Some(update) => {
                 self.shared.board.post(update.clone());
-                self.gone.insert(ended.uid, update);
+                self.gone.insert(ended.uid.clone(), update);
             }
             None => self.shared.board.forget(&ended.uid),
         }
+        self.unique.remove(&ended.uid);
+        self.note_unique();
+    }
+
+    /// What was left of a pod is gone; if it is wanted here again, it starts now.
+    async fn left(&mut self, uid: String) {
+        self.leaving.remove(&uid);
+        match self.waiting.remove(&uid) {
+            Some(compiled) => self.assign_one(uid, compiled).await,
+            None => {
+                self.unique.remove(&uid);
+                self.note_unique();
+            }
+        }
+    }
+
+    // --- the lease ---
+
+    /// The lease is asked for while there are pods that need it.
+    fn note_unique(&mut self) {
+        self.shared.config.lease.want(!self.unique.is_empty());
+        if self.unique.is_empty() {
+            self.leased = false;
+        }
+    }
+
+    async fn lease_turned(&mut self) {
+        self.leased = !self.leased;
+        if self.leased {
+            let held: Vec<String> =
+                self.waiting.keys().filter(|uid| self.unique.contains(*uid)).cloned().collect();
+            for uid in held {
+                if let Some(compiled) = self.waiting.remove(&uid) {
+                    self.assign_one(uid, compiled).await;
+                }
+            }
+            return;
+        }
+        for uid in self.unique.clone() {
+            if let Some(worker) = self.workers.get(&uid) {
+                // A task whose mailbox is full looks at the lease by itself before it starts anything.
+                let _ = worker.send(Message::Fence).await;
+            } else if let Some(found) = self.found.remove(&uid) {
+                tracing::warn!(uid, "no master has answered for too long: a unique pod is stopped");
+                self.leave(uid, found);
+            }
+        }
+    }
+
+    /// Whether the pod has to wait for a lease.
+    fn must_wait(&mut self, uid: &str, compiled: &CompiledPod) -> bool {
+        let meta = &compiled.pod.metadata;
+        if !is_unique(meta) {
+            return false;
+        }
+        self.unique.insert(uid.to_owned());
+        self.note_unique();
+        let is_valid = self.shared.config.lease.is_valid();
+        // Whatever starts now is to be stopped when the lease has run out, however soon that is.
+        self.leased |= is_valid;
+        meta.deletion_timestamp.is_none() && !is_valid
     }
 
     // --- assignments ---
@@ -149,7 +223,7 @@ impl Supervisor {
             let _ = worker.send(Message::Assigned(compiled)).await;
             return;
         }
-        if !self.listed || self.leaving.contains(&uid) {
+        if self.must_wait(&uid, &compiled) || !self.listed || self.leaving.contains(&uid) {
             self.waiting.insert(uid, compiled);
             return;
         }
@@ -169,7 +243,10 @@ impl Supervisor {
     }
 
     async fn forget(&mut self, uid: &str) {
-        self.waiting.remove(uid);
+        if self.waiting.remove(uid).is_some() && !self.leaving.contains(uid) {
+            self.unique.remove(uid);
+            self.note_unique();
+        }
         if self.gone.remove(uid).is_some() {
             self.shared.board.forget(uid);
         }
@@ -200,6 +277,16 @@ impl Supervisor {
         }
         for (uid, found) in &by_pod {
             keep_address(&self.shared, uid, found);
+            if found.iter().any(|one| one.labels.unique) {
+                self.unique.insert(uid.clone());
+            }
+        }
+        if !self.unique.is_empty() {
+            self.note_unique();
+            // Found by an agent that has just started, maybe long after its last lease.
+            if !self.shared.config.lease.is_valid() {
+                self.leased = true;
+            }
         }
         by_pod.retain(|uid, _| !self.leaving.contains(uid));
         self.found = by_pod;

@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
 use timonier_agent_core::pod::{Action, Event, PodPlan, PodState, Slot};
 use timonier_proto::compiled::CompiledPod;
+use timonier_proto::unique::{FENCE_GRACE_MS, is_unique};
 use timonier_proto::v1::PodStatusUpdate;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -19,6 +21,8 @@ use crate::runtime::{ContainerSummary, ImageInfo, RuntimeEventKind};
 
 /// Messages waiting for one pod's task; more than that and the sender waits.
 pub(super) const MAILBOX_MAX: usize = 64;
+/// What a pod gets to end by itself when its lease has run out.
+pub(super) const FENCE_GRACE_S: u32 = (FENCE_GRACE_MS / 1000) as u32;
 
 pub(super) enum Message {
     /// The pod as it is assigned now.
@@ -33,6 +37,8 @@ pub(super) enum Message {
     Resync(Vec<ContainerSummary>),
     /// A pull has begun.
     Pulling(Slot),
+    /// Its lease has run out: stop it.
+    Fence,
 }
 
 pub(super) struct Worker {
@@ -53,6 +59,8 @@ pub(super) struct Worker {
     /// Deaths heard of before their start was.
     early_deaths: HashSet<String>,
     forget: bool,
+    /// It was stopped because its lease had run out.
+    fenced: bool,
     published: Published,
 }
 
@@ -110,6 +118,7 @@ impl Worker {
             pids,
             early_deaths: HashSet::new(),
             forget: false,
+            fenced: false,
             published: Published::default(),
             shared,
         };
@@ -121,6 +130,8 @@ impl Worker {
         self.carry_out(actions);
         if let Some(event) = deletion(&self.compiled) {
             self.step(event);
+        } else if self.may_not_run() {
+            self.fence();
         }
         self.publish();
         while !self.state.is_gone() {
@@ -172,6 +183,7 @@ impl Worker {
                 self.step(Event::Delete { grace_s });
             }
             Message::Pulling(slot) => self.step(Event::Pulling { slot }),
+            Message::Fence => self.fence(),
             Message::Runtime { container_id, kind } => match kind {
                 RuntimeEventKind::Died { .. } | RuntimeEventKind::Destroyed => {
                     self.died(container_id);
@@ -198,6 +210,24 @@ impl Worker {
         if let Some(event) = deletion(&self.compiled) {
             self.step(event);
         }
+    }
+
+    fn may_not_run(&self) -> bool {
+        is_unique(&self.compiled.pod.metadata) && !self.shared.config.lease.is_valid()
+    }
+
+    fn fence(&mut self) {
+        if self.fenced || is_over(&self.state.status()) {
+            return;
+        }
+        self.fenced = true;
+        tracing::warn!(
+            uid = self.uid,
+            pod = self.state.plan().name,
+            "no master has answered for too long: a pod that must be unique is stopped"
+        );
+        let grace_s = self.state.plan().grace_s.min(FENCE_GRACE_S);
+        self.step(Event::Delete { grace_s });
     }
 
     fn slots(&self) -> Vec<Slot> {
@@ -382,6 +412,10 @@ impl Worker {
     }
 
     fn start(&mut self, slot: Slot, attempt: u32) {
+        if self.may_not_run() {
+            self.fence();
+            return;
+        }
         let plan = self.state.plan();
         let container = match slot {
             Slot::Init(index) => plan.init.get(index),
@@ -412,7 +446,16 @@ impl Worker {
 
     fn update(&self, terminated: bool) -> PodStatusUpdate {
         let meta = &self.compiled.pod.metadata;
-        let status = self.state.status();
+        let mut status = self.state.status();
+        // Said only when nothing of it runs: others may take its place then.
+        if self.fenced && (terminated || is_over(&status)) {
+            status.phase = Some("Failed".to_owned());
+            status.reason = Some("Fenced".to_owned());
+            status.message = Some(
+                "The node had reached no master for too long, and the pod must be unique."
+                    .to_owned(),
+            );
+        }
         PodStatusUpdate {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
@@ -485,6 +528,10 @@ async fn refresh(ops: Ops, prepared: Arc<Prepared>) -> Outcome {
         tracing::debug!(message = failure.message, "volumes stay as they are");
     }
     Outcome::Nothing
+}
+
+fn is_over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// The event of a pod that is being deleted.

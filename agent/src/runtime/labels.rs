@@ -17,6 +17,7 @@ pub mod label {
     pub const ATTEMPT: &str = "io.timonier.attempt";
     pub const SPEC_HASH: &str = "io.timonier.spec-hash";
     pub const GRACE_S: &str = "io.timonier.grace-seconds";
+    pub const UNIQUE: &str = "io.timonier.unique";
 }
 
 /// What a container is to its pod.
@@ -57,6 +58,8 @@ pub struct ContainerLabels {
     pub spec_hash: String,
     /// The pod's grace period, for stopping a pod whose spec is not at hand any more.
     pub grace_s: u32,
+    /// Never to run beside another of its kind: only under a lease.
+    pub unique: bool,
 }
 
 impl ContainerLabels {
@@ -72,6 +75,7 @@ impl ContainerLabels {
             (label::ATTEMPT, self.attempt.to_string()),
             (label::SPEC_HASH, self.spec_hash.clone()),
             (label::GRACE_S, self.grace_s.to_string()),
+            (label::UNIQUE, self.unique.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -97,6 +101,7 @@ impl ContainerLabels {
             attempt: number(label::ATTEMPT),
             spec_hash: text(label::SPEC_HASH),
             grace_s: number(label::GRACE_S),
+            unique: get(label::UNIQUE) == Some("true"),
         })
     }
 }
@@ -118,6 +123,7 @@ mod tests {
             attempt: 3,
             spec_hash: "ab12".into(),
             grace_s: 30,
+            unique: true,
         };
         let map = labels.to_map();
         let read = ContainerLabels::from_lookup(|name| map.get(name).map(String::as_str));

@@ -60,6 +60,7 @@ pub async fn run(session: &Session, master: &str) -> Ended {
         Duration::from_millis(welcome.heartbeat_ms.max(HEARTBEAT_MS_MIN).into())
     });
     let window = Semaphore::new(BATCHES_IN_FLIGHT_MAX);
+    node.lease().begin_session(welcome.fence_after_ms);
     node.begin_session();
     // Starting may take its time; heartbeats say meanwhile why the node is not ready.
     let begun = node.begin(Ranges::of(&welcome)).then(|()| std::future::pending::<String>());
@@ -134,8 +135,10 @@ async fn heartbeats(node: &Node, outgoing: &Outgoing, period: Duration) -> Strin
         tokio::select! {
             _ = ticks.tick() => {}
             () = node.readiness_changed() => {}
+            () = node.lease().needed() => {}
         }
         sequence += 1;
+        node.lease().beat(sequence);
         if let Err(why) = say(outgoing, Up::Heartbeat(node.heartbeat(sequence))).await {
             return why;
         }
@@ -223,6 +226,7 @@ async fn receive(
                     window.add_permits(1);
                 }
             }
+            Some(Down::Lease(lease)) => node.lease().granted(lease.sequence),
             Some(Down::Open(open)) => serve(session, open, channel.clone()),
             Some(Down::Welcome(_)) | None => {}
         }

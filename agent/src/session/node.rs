@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::assigned::{Assigned, AssignedError};
 use crate::latency::{Latency, Target};
+use crate::lease::Lease;
 use crate::net::{NetConfig, Network};
 use crate::pods::{
     CONCURRENT_STARTS_DEFAULT, NetAnswer, NotReady, PodNetwork, PodView, Pods, PodsConfig,
@@ -98,6 +99,8 @@ pub struct NodeConfig {
     pub name: String,
     pub data_dir: PathBuf,
     pub host_ip: String,
+    /// Under which unique pods may run.
+    pub lease: Lease,
 }
 
 /// This node. Clones are the same.
@@ -147,6 +150,10 @@ impl Node {
         }
     }
 
+    pub fn lease(&self) -> &Lease {
+        &self.inner.config.lease
+    }
+
     pub fn runtime(&self) -> &Arc<dyn Runtime> {
         &self.inner.runtime
     }
@@ -190,6 +197,7 @@ impl Node {
             host_ip: config.host_ip.clone(),
             data_dir: config.data_dir.clone(),
             concurrent_starts: CONCURRENT_STARTS_DEFAULT,
+            lease: config.lease.clone(),
         };
         let (pods, board, events) =
             Pods::start(pods_config, self.inner.runtime.clone(), network.clone())
@@ -331,6 +339,7 @@ impl Node {
             not_ready_reason: reason,
             not_ready_message: message,
             sent_unix_ms: jiff::Timestamp::now().as_millisecond(),
+            lease_wanted: self.lease().is_wanted(),
         }
     }
 

@@ -154,6 +154,7 @@ impl Lab {
                 name: "n1".into(),
                 data_dir: dir.path().to_owned(),
                 host_ip: "10.0.0.1".into(),
+                lease: crate::lease::Lease::always(),
             },
             Arc::new(Docker::new(dir.path().join("no.sock"))),
             start,

@@ -212,6 +212,7 @@ async fn start_pods(
         host_ip: "127.0.0.1".to_owned(),
         data_dir,
         concurrent_starts: CONCURRENT_STARTS_DEFAULT,
+        lease: timonier_agent::lease::Lease::always(),
     };
     Pods::start(config, runtime.clone(), Arc::new(network.clone())).await.expect("pods start")
 }

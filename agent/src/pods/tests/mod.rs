@@ -1,6 +1,7 @@
 //! The pods of a node on an engine in memory, with tokio's clock paused.
 
 pub(crate) mod fake;
+mod unique;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::clock::Clock;
 use super::{AssignmentSet, Pods, PodsConfig, StatusBoard, cleanup};
+use crate::lease::Lease;
 use crate::runtime::Runtime;
 use fake::{FakeNetwork, FakeRuntime, STEP};
 
@@ -31,18 +33,21 @@ struct Bed {
     events: mpsc::Receiver<AgentEvent>,
     statuses: std::collections::HashMap<String, (PodStatus, bool)>,
     dir: TempDir,
+    lease: Lease,
 }
 
 async fn start(
     runtime: &Arc<FakeRuntime>,
     network: &Arc<FakeNetwork>,
     dir: &TempDir,
+    lease: &Lease,
 ) -> (Pods, Arc<StatusBoard>, mpsc::Receiver<AgentEvent>) {
     let config = PodsConfig {
         node: NODE.to_owned(),
         host_ip: "192.0.2.1".to_owned(),
         data_dir: dir.path().to_owned(),
         concurrent_starts: 4,
+        lease: lease.clone(),
     };
     let base: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
     let clock = Clock::Tokio { base, start: Instant::now() };
@@ -51,15 +56,20 @@ async fn start(
 
 impl Bed {
     async fn new() -> Self {
+        Self::with_lease(Lease::always()).await
+    }
+
+    async fn with_lease(lease: Lease) -> Self {
         let (runtime, network) = (FakeRuntime::new(), Arc::new(FakeNetwork::default()));
         let dir = tempfile::tempdir().unwrap();
-        let (pods, board, events) = start(&runtime, &network, &dir).await;
-        Self { runtime, network, pods, board, events, statuses: Default::default(), dir }
+        let (pods, board, events) = start(&runtime, &network, &dir, &lease).await;
+        Self { runtime, network, pods, board, events, statuses: Default::default(), dir, lease }
     }
 
     async fn restart(&mut self) {
         self.pods.shutdown().await;
-        (self.pods, self.board, self.events) = start(&self.runtime, &self.network, &self.dir).await;
+        (self.pods, self.board, self.events) =
+            start(&self.runtime, &self.network, &self.dir, &self.lease).await;
         self.statuses.clear();
     }
 
@@ -104,6 +114,14 @@ impl Bed {
             reasons.push(event.reason);
         }
         reasons
+    }
+
+    async fn until_containers(&self, count: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.containers().await != count {
+            assert!(Instant::now() < deadline, "there are {}", self.containers().await);
+            sleep(LOOK_INTERVAL).await;
+        }
     }
 
     async fn containers(&self) -> usize {
