@@ -69,7 +69,7 @@ fix: ## format, and let clippy mend what it can
 
 # A benchmark's standard output is one line of JSON and nothing else.
 bench: ## one benchmark: make bench NAME=start-200
-	@[ -n "$(NAME)" ] || { echo "make bench needs NAME=…, one of: start-200 agent-footprint master-footprint telemetry store-writes" >&2; exit 2; }
+	@[ -n "$(NAME)" ] || { echo "make bench needs NAME=…, one of: start-200 agent-footprint master-footprint telemetry store-writes node-loss" >&2; exit 2; }
 	@deploy/setup.sh $(if $(filter telemetry,$(NAME)),--with sshd)$(if $(filter store-writes,$(NAME)),--with etcd) >&2
 	@deploy/images/build.sh web >&2
 	@cargo build --release --workspace --bins >&2

@@ -52,6 +52,19 @@ pub async fn container_of(docker: &Docker, pod: &str, container: &str) -> Result
     Ok((id, pid))
 }
 
+/// `kill -9` to every container of a node, as when its host loses its power.
+pub async fn kill_processes(docker: &Docker, node: &str) -> Result<()> {
+    for id in running(docker, &[format!("io.timonier.node={node}")]).await?.into_keys() {
+        let inspected = docker.inspect_container(&id, None::<InspectContainerOptions>).await?;
+        let pid = inspected.state.and_then(|s| s.pid).and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
 /// Removes containers by force, eight at a time.
 pub async fn remove(docker: &Docker, ids: impl IntoIterator<Item = String>) -> Result<()> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use timonier_proto::{Kind, Object};
 use timonier_tests::cluster::{Cluster, Options, condition};
-use timonier_tests::wait;
+use timonier_tests::{docker, wait};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -96,5 +97,59 @@ async fn a_drain_keeps_to_the_budget_and_moves_everything() -> Result<()> {
     ensure!(why.contains("needs 4 healthy pods and has 4 currently"), "{why}");
     ensure!(why.contains("timed out draining"), "{why}");
     ensure!(healthy(&cluster).await? == 4);
+    Ok(())
+}
+
+/// Where the unique pod's containers run, by node.
+async fn running(cluster: &Cluster, agents: usize) -> Result<Vec<String>> {
+    let engine = docker::connect()?;
+    let mut nodes = Vec::new();
+    for index in 0..agents {
+        let node = cluster.node_name(index);
+        let labels = [format!("io.timonier.node={node}"), "io.timonier.unique=true".to_owned()];
+        nodes.extend(docker::running(&engine, &labels).await?.into_keys().map(|_| node.clone()));
+    }
+    Ok(nodes)
+}
+
+/// A unique pod whose agent was frozen or killed is stopped by the watchdog, replaced after its time,
+/// and never there twice; what comes back is told what to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_pod_is_never_there_twice() -> Result<()> {
+    const AGENTS: usize = 3;
+    let master_args = vec!["--fence-after".into(), "3s".into()];
+    let options = Options { agents: AGENTS, master_args, ..Options::default() };
+    let mut cluster = Cluster::start(options).await?;
+    let manifest =
+        web(1).replace("  replicas: 1", "  replicas: 1\n  strategy: {type: Recreate}").replace(
+            "labels: {app: web}}\n    spec",
+            "labels: {app: web}, annotations: {timonier.io/unique: \"true\"}}\n    spec",
+        );
+    cluster.apply(&manifest).await?;
+    for fault in ["freeze", "kill"] {
+        wait_healthy(&cluster, 1).await?;
+        let node = running(&cluster, AGENTS).await?.pop().context("it runs")?;
+        let index = (0..AGENTS).find(|i| cluster.node_name(*i) == node).context("its agent")?;
+        let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(index))?).context("a pid")?;
+        match fault {
+            "freeze" => kill_process(pid, Signal::STOP)?,
+            _ => cluster.kill_agent(index)?,
+        }
+        wait::until("it to run elsewhere", MINUTE, || async {
+            let nodes = running(&cluster, AGENTS).await?;
+            assert!(nodes.len() <= 1, "{fault}: {nodes:?} at once");
+            ensure!(nodes.first().is_some_and(|now| *now != node), "{nodes:?}");
+            Ok(())
+        })
+        .await?;
+        match fault {
+            "freeze" => kill_process(pid, Signal::CONT)?,
+            _ => cluster.start_agent(index)?,
+        }
+        cluster.wait_nodes_ready().await?;
+        wait_healthy(&cluster, 1).await?;
+        let nodes = running(&cluster, AGENTS).await?;
+        ensure!(nodes.len() == 1, "{fault}: {nodes:?}");
+    }
     Ok(())
 }

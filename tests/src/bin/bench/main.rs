@@ -3,6 +3,7 @@
 
 mod agent_footprint;
 mod master_footprint;
+mod node_loss;
 mod start_200;
 mod store_writes;
 mod swarm;
@@ -12,7 +13,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: &str = "start-200, agent-footprint, master-footprint, telemetry, store-writes";
+const NAMES: &str =
+    "start-200, agent-footprint, master-footprint, telemetry, store-writes, node-loss";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -23,6 +25,7 @@ async fn main() -> ExitCode {
         "master-footprint" => master_footprint::run().await,
         "telemetry" => telemetry::run().await,
         "store-writes" => store_writes::run().await,
+        "node-loss" => node_loss::run().await,
         other => {
             eprintln!("error: no benchmark is called {other:?}\nhint: one of {NAMES}");
             return ExitCode::from(2);
