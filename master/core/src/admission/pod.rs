@@ -166,18 +166,17 @@ fn check_supported(field: &Field<'_>, spec: &PodSpec, problems: &mut Problems) {
         set_hostname_as_fqdn: "setHostnameAsFQDN", "";
         share_process_namespace: "shareProcessNamespace", "";
         workload_ref: "workloadRef", "";
-        automount_service_account_token: "automountServiceAccountToken", "there are no service accounts yet";
+        automount_service_account_token: "automountServiceAccountToken", "tokens are not put into pods yet; timonctl create token makes one";
     });
     if spec.host_users == Some(false) {
         problems.not_supported(&field.name("hostUsers"), "");
     }
-    for (name, value) in [
-        ("serviceAccountName", &spec.service_account_name),
-        ("serviceAccount", &spec.service_account),
-    ] {
-        if value.as_deref().is_some_and(|name| !matches!(name, "" | "default")) {
-            problems.not_supported(&field.name(name), "there are no service accounts yet");
-        }
+    let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty());
+    if let Some(name) = account {
+        problems.name(&field.name("serviceAccountName"), name, names::dns_subdomain(name));
+    }
+    if spec.service_account.as_deref().is_some_and(|old| !old.is_empty() && Some(old) != account) {
+        problems.not_supported(&field.name("serviceAccount"), "use serviceAccountName");
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         problems.not_supported(&field.name("os"), "only linux");

@@ -254,7 +254,7 @@ fn what_no_agent_does_is_refused_by_name() {
     let mut value = pod();
     value["spec"]["restartPolicy"] = json!("Sometimes");
     value["spec"]["affinity"] = json!({});
-    value["spec"]["serviceAccountName"] = json!("robot");
+    value["spec"]["serviceAccountName"] = json!("Robot");
     value["spec"]["tolerations"] =
         json!([{"operator": "Exists"}, {"key": "a", "operator": "Near"}]);
     value["spec"]["volumes"] = json!([
@@ -266,7 +266,7 @@ fn what_no_agent_does_is_refused_by_name() {
         value,
         expect![[r#"
             Pod "p" is invalid: spec.affinity: Forbidden: not supported here (use nodeSelector)
-            spec.serviceAccountName: Forbidden: not supported here (there are no service accounts yet)
+            spec.serviceAccountName: Invalid value: "Robot": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
             spec.volumes[1].name: Duplicate value: "a"
             spec.volumes[2]: Required value: must specify a volume type
             spec.volumes[3].hostPath: Forbidden: may not specify more than 1 volume type
