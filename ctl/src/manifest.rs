@@ -169,7 +169,7 @@ fn parse_json(source: &str, text: &str) -> Outcome<Vec<Value>> {
     serde_json::Deserializer::from_str(text).into_iter::<Value>().collect::<Result<_, _>>().or_else(
         |error| {
             // `{` also opens YAML's flow style.
-            serde_saphyr::from_multiple::<Value>(text).map_err(|_| {
+            documents(text).map_err(|_| {
                 let text = error.to_string();
                 let cause = text.split(" at line ").next().unwrap_or(&text).to_owned();
                 malformed(source, error.line() as u64, error.column() as u64, &cause)
@@ -178,8 +178,14 @@ fn parse_json(source: &str, text: &str) -> Outcome<Vec<Value>> {
     )
 }
 
+/// `0644` is octal, as kubectl reads it and as every manifest with modes means it.
+fn documents(text: &str) -> Result<Vec<Value>, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    serde_saphyr::from_multiple_with_options(text, options)
+}
+
 fn parse_yaml(source: &str, text: &str) -> Outcome<Vec<Value>> {
-    serde_saphyr::from_multiple::<Value>(text).map_err(|error| {
+    documents(text).map_err(|error| {
         let (line, column) = error.location().map_or((0, 0), |l| (l.line(), l.column()));
         malformed(source, line, column, &cause(&error))
     })
@@ -302,5 +308,14 @@ mod tests {
         assert!(
             read(&["/nowhere".into()], false).unwrap_err().to_string().contains("does not exist")
         );
+    }
+
+    #[test]
+    fn a_leading_zero_is_octal_as_in_kubectl() {
+        let read =
+            documents("mode: 0400\nother: 0o644\nplain: 10\ntext: '0400'\nzero: 0\n").unwrap();
+        let expected =
+            serde_json::json!({"mode": 256, "other": 420, "plain": 10, "text": "0400", "zero": 0});
+        assert_eq!(read, [expected]);
     }
 }

@@ -142,6 +142,8 @@ verbs! {
     Auth => auth;
     /// Show the masters and the state of the cluster
     ClusterInfo => cluster_info;
+    /// Show or rotate the keys that a master's files are encrypted with
+    Encryption => encryption;
     /// Show or change the configuration file
     Config => config;
     /// Print a completion script for a shell

@@ -207,6 +207,17 @@ impl Client {
         .await
     }
 
+    /// Of the master that answers.
+    pub async fn encryption_status(&self) -> Outcome<v1::EncryptionReply> {
+        let request = v1::EncryptionStatusRequest {};
+        self.read(|mut control| async move { control.encryption_status(request).await }).await
+    }
+
+    pub async fn rotate_encryption(&self) -> Outcome<v1::EncryptionReply> {
+        let request = v1::RotateEncryptionRequest {};
+        self.write(|mut control| async move { control.rotate_encryption(request).await }).await
+    }
+
     /// One frame of usage.
     pub async fn usage(&self, nodes: &[String], with_pods: bool) -> Outcome<v1::MonitorFrame> {
         let request = v1::MonitorRequest { nodes: nodes.to_vec(), interval_ms: 0, with_pods };

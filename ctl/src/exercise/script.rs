@@ -349,4 +349,16 @@ impl Control for Scripted {
     ) -> Result<Response<v1::ClusterInfoReply>, Status> {
         Err(Status::unimplemented("cluster_info"))
     }
+    async fn encryption_status(
+        &self,
+        _: Request<v1::EncryptionStatusRequest>,
+    ) -> Result<Response<v1::EncryptionReply>, Status> {
+        Err(Status::unimplemented("encryption_status"))
+    }
+    async fn rotate_encryption(
+        &self,
+        _: Request<v1::RotateEncryptionRequest>,
+    ) -> Result<Response<v1::EncryptionReply>, Status> {
+        Err(Status::unimplemented("rotate_encryption"))
+    }
 }

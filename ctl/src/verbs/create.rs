@@ -1,5 +1,7 @@
 //! `create`: from flags or a file; what exists already is a failure.
 
+mod secret;
+
 use std::path::Path;
 
 use clap::Subcommand;
@@ -19,6 +21,10 @@ Examples:
   timonctl create namespace test
   timonctl create configmap settings --from-literal mode=fast --from-file web.conf
   timonctl create pdb web --selector app=web --min-available 2
+  timonctl create secret generic db --from-literal password=hunter2 --from-file ca.pem
+  timonctl create secret tls web --cert web.pem --key web.key
+  timonctl create secret docker-registry hub --docker-server r.example:5000 \\
+      --docker-username me --docker-password hunter2
   timonctl create -f web.yaml
   timonctl create deployment web --image web:v1 --dry-run=client -o yaml > web.yaml";
 
@@ -77,6 +83,11 @@ pub enum What {
         #[command(flatten)]
         how: How,
     },
+    /// A secret: generic, tls or docker-registry
+    Secret {
+        #[command(subcommand)]
+        which: secret::Secret,
+    },
     /// A config map from texts and files
     #[command(visible_alias = "cm")]
     Configmap {
@@ -122,6 +133,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         Some(What::Namespace { name, how }) => {
             (json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}), how)
         }
+        Some(What::Secret { which }) => which.object()?,
         Some(What::Configmap { name, from_literal, from_file, how }) => {
             (config_map(&name, &from_literal, &from_file)?, how)
         }

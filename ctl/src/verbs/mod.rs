@@ -15,6 +15,7 @@ pub mod describe;
 pub mod diff;
 pub mod drain;
 pub mod edit;
+pub mod encryption;
 pub mod events;
 pub mod exec;
 pub mod expose;

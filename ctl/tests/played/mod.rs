@@ -270,6 +270,18 @@ impl Control for Played {
     ) -> Result<Response<v1::ClusterInfoReply>, Status> {
         Err(Status::unimplemented("cluster_info"))
     }
+    async fn encryption_status(
+        &self,
+        _: Request<v1::EncryptionStatusRequest>,
+    ) -> Result<Response<v1::EncryptionReply>, Status> {
+        Err(Status::unimplemented("encryption_status"))
+    }
+    async fn rotate_encryption(
+        &self,
+        _: Request<v1::RotateEncryptionRequest>,
+    ) -> Result<Response<v1::EncryptionReply>, Status> {
+        Err(Status::unimplemented("rotate_encryption"))
+    }
     async fn monitor(
         &self,
         _: Request<v1::MonitorRequest>,

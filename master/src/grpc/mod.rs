@@ -8,6 +8,7 @@
 mod allocate;
 mod commit;
 mod delete;
+mod encryption;
 mod guard;
 mod info;
 mod limits;
@@ -29,9 +30,10 @@ use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{
     ApplyReply, ApplyRequest, BeatsRequest, CanIReply, CanIRequest, ClusterInfoReply,
     ClusterInfoRequest, CommitReply, CommitRequest, CreateRequest, CreateTokenReply,
-    CreateTokenRequest, DeleteReply, DeleteRequest, GetRequest, ListReply, ListRequest,
-    ListRulesReply, ListRulesRequest, MonitorRequest, ObjectReply, PatchRequest, StreamFrame,
-    StreamRequest, UpdateRequest, WatchRequest, WhoAmIReply, WhoAmIRequest,
+    CreateTokenRequest, DeleteReply, DeleteRequest, EncryptionReply, EncryptionStatusRequest,
+    GetRequest, ListReply, ListRequest, ListRulesReply, ListRulesRequest, MonitorRequest,
+    ObjectReply, PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest,
+    WatchRequest, WhoAmIReply, WhoAmIRequest,
 };
 use timonier_proto::{ApiError, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, Semaphore};
@@ -164,6 +166,20 @@ impl Control for Door {
 
     async fn cluster_info(&self, _: Request<ClusterInfoRequest>) -> Answer<ClusterInfoReply> {
         Ok(Response::new(self.inner.cluster_info()))
+    }
+
+    async fn encryption_status(
+        &self,
+        _: Request<EncryptionStatusRequest>,
+    ) -> Answer<EncryptionReply> {
+        Ok(Response::new(self.inner.encryption_status()))
+    }
+
+    async fn rotate_encryption(
+        &self,
+        _: Request<RotateEncryptionRequest>,
+    ) -> Answer<EncryptionReply> {
+        answer(self.inner.rotate_encryption().await)
     }
 
     type MonitorStream = FrameStream;

@@ -92,6 +92,7 @@ fn reads() -> Vec<Row> {
         row("Control/Watch", watch("Pod", "team"), "ves"),
         row("Control/Watch", watch("Secret", "kube-system"), "s"),
         row("Control/ClusterInfo", v1::ClusterInfoRequest {}, "vens"),
+        row("Control/EncryptionStatus", v1::EncryptionStatusRequest {}, "s"),
         row("Control/Monitor", v1::MonitorRequest { with_pods: true, ..Default::default() }, "s"),
         row("Control/Monitor", v1::MonitorRequest::default(), "s"),
         row(
@@ -134,6 +135,7 @@ fn writes() -> Vec<Row> {
         ..Default::default()
     };
     vec![
+        row("Control/RotateEncryption", v1::RotateEncryptionRequest {}, "s"),
         row("Control/Create", create(map()), "es"),
         row("Control/Create", create(manifest("ConfigMap", "m", "default", json!({}))), "s"),
         row("Control/Create", create(role), "s"),

@@ -51,6 +51,14 @@ pub const METHODS: &[(&str, Need)] = &[
         "/timonier.v1.Control/ClusterInfo",
         Need::Fixed(|| Attributes::at_path("get", "/cluster-info")),
     ),
+    (
+        "/timonier.v1.Control/EncryptionStatus",
+        Need::Fixed(|| Attributes::virtually("get", OWN_GROUP, "encryption")),
+    ),
+    (
+        "/timonier.v1.Control/RotateEncryption",
+        Need::Fixed(|| Attributes::virtually("update", OWN_GROUP, "encryption")),
+    ),
     ("/timonier.v1.Control/Monitor", Need::Objects),
     ("/timonier.v1.Control/Beats", Need::Objects),
     ("/timonier.v1.Control/Open", Need::Objects),
