@@ -219,7 +219,7 @@ impl Asks for UpdateRequest {
     const METHOD: &'static str = "Update";
     fn asks(&self) -> Asked {
         let asked = object("update", &decode_into(&self.json, &self.default_namespace)?);
-        Ok(vec![if self.status { asked.sub("status") } else { asked }])
+        Ok(vec![if self.status { asked.part("status") } else { asked }])
     }
     fn summary(&self) -> Vec<Attributes> {
         head("update", &self.json, &self.default_namespace)
@@ -262,7 +262,7 @@ impl Asks for Evict {
             namespace => namespace,
         };
         let asked = Attributes::on("create", Kind::Pod, namespace, &reference.name);
-        Ok(vec![asked.sub("eviction")])
+        Ok(vec![asked.part("eviction")])
     }
 }
 
@@ -307,7 +307,7 @@ impl Asks for BeatsRequest {
     const METHOD: &'static str = "Beats";
     fn asks(&self) -> Asked {
         let asked = Attributes::on("get", Kind::LatencyAutoscaler, &self.namespace, &self.name);
-        Ok(vec![asked.sub("beats")])
+        Ok(vec![asked.part("beats")])
     }
     fn is_audited(&self) -> bool {
         false
@@ -318,14 +318,14 @@ impl Asks for CreateTokenRequest {
     const METHOD: &'static str = "CreateToken";
     fn asks(&self) -> Asked {
         let asked = Attributes::on("create", Kind::ServiceAccount, &self.namespace, &self.name);
-        Ok(vec![asked.sub("token")])
+        Ok(vec![asked.part("token")])
     }
 }
 
 fn stream_asks(request: &StreamRequest) -> Vec<Attributes> {
     let pod = |verb, namespace: &str, name: &str, sub| {
         let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
-        vec![Attributes::on(verb, Kind::Pod, namespace, name).sub(sub)]
+        vec![Attributes::on(verb, Kind::Pod, namespace, name).part(sub)]
     };
     match &request.request {
         Some(Stream::Logs(logs)) => pod("get", &logs.namespace, &logs.pod, "log"),

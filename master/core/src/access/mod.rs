@@ -80,7 +80,7 @@ impl Attributes {
     }
 
     /// Of the object's part: `log`, `exec`, `status`.
-    pub fn sub(mut self, subresource: &'static str) -> Self {
+    pub fn part(mut self, subresource: &'static str) -> Self {
         self.subresource = subresource.into();
         self
     }
@@ -137,9 +137,9 @@ pub fn authorize(snapshot: &Snapshot, user: &UserInfo, asked: &Attributes) -> De
         return Decision::allow("a master of this cluster");
     }
     if let Some(node) = user.node()
-        && asked.group == ""
+        && asked.group.is_empty()
         && asked.resource == "nodes"
-        && asked.subresource == ""
+        && asked.subresource.is_empty()
         && asked.verb == "get"
         && asked.name == node
     {
