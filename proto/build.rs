@@ -1,6 +1,6 @@
 //! Compiles the protocol files; protox does it in Rust, so no `protoc` is needed.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["timonier/v1/agent.proto", "timonier/v1/control.proto"];
+    let files = ["timonier/v1/agent.proto", "timonier/v1/control.proto", "timonier/v1/raft.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -27,7 +27,7 @@ const SEGMENT_PARTS: u64 = 8;
 /// A transaction that waits, with its JSON: encoding is done by each caller, at the same time.
 pub struct Request {
     pub txn: Txn,
-    pub encoded: Vec<u8>,
+    pub encoded: Bytes,
     pub answer: oneshot::Sender<Verdict>,
     /// Its part of the queue's bytes.
     pub _room: OwnedSemaphorePermit,
@@ -47,6 +47,8 @@ pub struct Batcher {
     pub failure: watch::Sender<Option<String>>,
     /// Of one entry.
     pub bytes_max: u64,
+    /// The leadership is being handed over: nothing is proposed.
+    pub paused: watch::Receiver<bool>,
 }
 
 #[derive(Default)]
@@ -86,6 +88,9 @@ impl Batcher {
             let Some(first) = first else { break };
             let mut gathered = Gathered::default();
             gathered.add(first);
+            if *self.paused.borrow() {
+                let _ = self.paused.wait_for(|paused| !*paused).await;
+            }
             left = self.gather(&mut gathered);
             self.propose(gathered).await;
         }

@@ -118,6 +118,12 @@ impl Ring {
         Ok(Changes { state: self.state.clone(), last: self.last.subscribe(), seen: from })
     }
 
+    /// Returns when watchers may see this revision; false when the store is closed before.
+    pub async fn reached(&self, revision: u64) -> bool {
+        let mut last = self.last.subscribe();
+        last.wait_for(|last| *last >= revision).await.is_ok_and(|last| *last != CLOSED)
+    }
+
     /// The last revision that watchers may see.
     pub fn last(&self) -> u64 {
         (*self.last.borrow()).min(self.lock().last())

@@ -30,8 +30,13 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder and the cluster's identity at the first start.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Whether a store was made here before.
+    pub fn is_made(path: &Path) -> bool {
+        path.join("cluster.json").exists()
+    }
+
+    /// Makes the folder at the first start, and the cluster's identity unless one is joined.
+    pub fn open(path: &Path, joining: Option<(&str, NodeId)>) -> Result<Self, StoreError> {
         for dir in [path.to_owned(), path.join("log"), path.join("snapshots")] {
             std::fs::create_dir_all(&dir).map_err(StoreError::io("create folder", &dir))?;
         }
@@ -44,7 +49,7 @@ impl Folder {
             .map_err(StoreError::io("open", &lock_path))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::Locked(path.to_owned()))?;
-        let identity = identity(path)?;
+        let identity = identity(path, joining)?;
         Ok(Self { path: path.to_owned(), identity, _lock: lock })
     }
 
@@ -61,7 +66,7 @@ impl Folder {
     }
 }
 
-fn identity(dir: &Path) -> Result<Identity, StoreError> {
+fn identity(dir: &Path, joining: Option<(&str, NodeId)>) -> Result<Identity, StoreError> {
     let path = dir.join("cluster.json");
     match std::fs::read(&path) {
         Ok(json) => {
@@ -82,11 +87,11 @@ fn identity(dir: &Path) -> Result<Identity, StoreError> {
             Ok(identity)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let identity = Identity {
-                format: FORMAT,
-                cluster_id: uuid::Uuid::new_v4().to_string(),
-                node_id: FIRST_NODE_ID,
+            let (cluster_id, node_id) = match joining {
+                Some((cluster_id, id)) => (cluster_id.to_owned(), id),
+                None => (uuid::Uuid::new_v4().to_string(), FIRST_NODE_ID),
             };
+            let identity = Identity { format: FORMAT, cluster_id, node_id };
             let write = || write_whole(&path, &serde_json::to_vec_pretty(&identity)?);
             write().map_err(StoreError::io("write", &path))?;
             Ok(identity)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use openraft::storage::{RaftStateMachine, Snapshot as RaftSnapshot};
-use openraft::{AnyError, BasicNode, EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use openraft::{StorageIOError, StoredMembership};
 use timonier_master_core::snapshot::Snapshot;
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::changes::Ring;
 use super::keyring::{KeyId, Keyring};
 use super::raft::{
-    Batch, Entry, LogId, Membership, NodeId, SnapshotMeta, StorageError, Types, Verdict,
+    Batch, Entry, LogId, MasterNode, Membership, NodeId, SnapshotMeta, StorageError, Types, Verdict,
     storage_error,
 };
 use super::snapshot_file::{self, Current};
@@ -234,7 +234,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogId>, StoredMembership<NodeId, BasicNode>), StorageError> {
+    ) -> Result<(Option<LogId>, StoredMembership<NodeId, MasterNode>), StorageError> {
         Ok((self.state.last_applied, self.state.membership.clone()))
     }
 

@@ -10,9 +10,13 @@ pub mod blocking;
 mod changes;
 mod error;
 mod folder;
+mod forward;
+mod inbox;
 mod keyring;
 mod log;
 mod machine;
+mod members;
+mod network;
 mod open;
 mod raft;
 #[doc(hidden)]
@@ -21,12 +25,15 @@ mod rekey;
 mod sealed;
 mod snapshot_file;
 mod snapshotter;
+mod transport;
+mod wire;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, RaftError};
 use serde::{Deserialize, Serialize};
@@ -43,13 +50,26 @@ use self::folder::Folder;
 pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
 pub use keyring::{Encryption, KeyId, KeyInfo};
+pub use inbox::{Inbox, InboxError};
+pub use members::{ChangeError, Member, MemberStatus};
 pub use rekey::EncryptionStatus;
+pub use transport::{NoTransport, Sending, Target, Transport, TransportError};
+pub use wire::VERSION as WIRE_VERSION;
 
 /// Encoded transactions that wait to be written, in KiB; a caller past this waits.
 const QUEUE_KIB_MAX: usize = 64 << 10;
 
+/// How a store begins whose folder is empty; one that was made before goes on as what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// It makes a cluster of its own.
+    First,
+    /// Its cluster has given it this id, and sends it everything.
+    Joining { cluster_id: String, id: u64 },
+}
+
 /// How and where a store is kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StoreConfig {
     /// Made when it does not exist.
     pub dir: PathBuf,
@@ -67,8 +87,22 @@ pub struct StoreConfig {
     pub commit_timeout: Duration,
     /// Between several masters only: a single one sends none.
     pub heartbeat: Duration,
-    /// A master that has not heard of the leader for so long stands for election.
+    /// A master that has not heard of the leader for so long stands for election; some wait up to
+    /// 1.3 times as long.
     pub election_timeout: Duration,
+    pub start: Start,
+    /// Of this master, for people.
+    pub name: String,
+    /// `HOST:PORT` where the other masters reach this one.
+    pub address: String,
+    /// The way to the others; without one, this master stays alone.
+    pub transport: Option<Arc<dyn Transport>>,
+}
+
+impl std::fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreConfig").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 impl StoreConfig {
@@ -82,8 +116,12 @@ impl StoreConfig {
             segment_bytes: 32 << 20,
             encryption: Encryption::default(),
             commit_timeout: Duration::from_secs(10),
-            heartbeat: Duration::from_millis(500),
-            election_timeout: Duration::from_millis(1500),
+            heartbeat: Duration::from_millis(100),
+            election_timeout: Duration::from_secs(1),
+            start: Start::First,
+            name: String::new(),
+            address: String::new(),
+            transport: None,
         }
     }
 }
@@ -140,12 +178,22 @@ struct Shared {
     /// Held by whoever seals the files anew.
     rekeying: tokio::sync::Mutex<()>,
     raft: raft::Raft,
+    links: Arc<network::Links>,
     requests: mpsc::Sender<Request>,
     /// Room in the queue, in KiB.
     room: Arc<Semaphore>,
     txn_bytes_max: u64,
     commit_timeout: Duration,
+    election_timeout: Duration,
     leader: watch::Sender<bool>,
+    leader_id: watch::Sender<Option<u64>>,
+    members: watch::Sender<Vec<Member>>,
+    /// The leadership is being handed over.
+    paused: watch::Sender<bool>,
+    /// Held by whoever looks for room for other masters' entries.
+    taking: tokio::sync::Mutex<()>,
+    /// Held by whoever changes who is a member: one at a time.
+    changing: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<String>>,
     closing: CancellationToken,
     open: Mutex<Option<Open>>,
@@ -185,21 +233,28 @@ impl Store {
         })
     }
 
-    async fn commit_in_time(&self, txn: Txn) -> Result<Committed, CommitError> {
-        let shared = &self.shared;
-        let encoded = serde_json::to_vec(&txn)
-            .map_err(|error| invalid(&txn, format!("it cannot be encoded: {error}")))?;
-        let bytes_max = shared.txn_bytes_max;
-        if encoded.len() as u64 > bytes_max {
-            let bytes = encoded.len();
-            return Err(invalid(
-                &txn,
-                format!("the transaction has {bytes} bytes, at most {bytes_max} are allowed"),
-            ));
+    /// The transaction as it is stored; refused when it is too large.
+    fn encode(&self, txn: &Txn) -> Result<Bytes, CommitError> {
+        let encoded = serde_json::to_vec(txn)
+            .map_err(|error| invalid(txn, format!("it cannot be encoded: {error}")))?;
+        self.check_size(txn, encoded.len())?;
+        Ok(encoded.into())
+    }
+
+    fn check_size(&self, txn: &Txn, bytes: usize) -> Result<(), CommitError> {
+        let bytes_max = self.shared.txn_bytes_max;
+        if bytes as u64 <= bytes_max {
+            return Ok(());
         }
+        let why = format!("the transaction has {bytes} bytes, at most {bytes_max} are allowed");
+        Err(invalid(txn, why))
+    }
+
+    /// Through this master's own log.
+    async fn commit_here(&self, txn: Txn, encoded: Bytes) -> Result<Committed, CommitError> {
+        let shared = &self.shared;
         let kib = (encoded.len() >> 10) + 1;
         let kib = u32::try_from(kib.min(QUEUE_KIB_MAX)).unwrap_or(u32::MAX);
-        let closing = |_| CommitError::ShuttingDown;
         let room = shared
             .room
             .clone()
@@ -209,7 +264,7 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         let request = Request { txn, encoded, answer, _room: room };
         shared.requests.send(request).await.map_err(|_| CommitError::ShuttingDown)?;
-        answered.await.map_err(closing)?
+        answered.await.map_err(|_| CommitError::ShuttingDown)?
     }
 
     /// Every change after revision `from`, or from now on. When a change is handed out,
@@ -223,17 +278,23 @@ impl Store {
     /// the call.
     pub async fn linearize(&self) -> Result<(), CommitError> {
         let timeout = self.shared.commit_timeout;
-        let read = tokio::time::timeout(timeout, self.shared.raft.ensure_linearizable()).await;
-        match read {
-            Err(_) => {
-                Err(CommitError::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
-            }
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)))) => {
+        tokio::time::timeout(timeout, self.linearize_in_time()).await.unwrap_or_else(|_| {
+            Err(CommitError::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
+        })
+    }
+
+    /// Asks the other masters whether this one still leads.
+    async fn linearize_here(&self) -> Result<(), CommitError> {
+        if *self.shared.paused.borrow() {
+            return Err(CommitError::NotLeader { leader: None });
+        }
+        match self.shared.raft.ensure_linearizable().await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward))) => {
                 Err(CommitError::NotLeader { leader: forward.leader_id })
             }
-            Ok(Err(RaftError::APIError(_))) => Err(CommitError::NotLeader { leader: None }),
-            Ok(Err(RaftError::Fatal(fatal))) => match &*self.shared.failure.borrow() {
+            Err(RaftError::APIError(_)) => Err(CommitError::NotLeader { leader: None }),
+            Err(RaftError::Fatal(fatal)) => match &*self.shared.failure.borrow() {
                 Some(why) => Err(CommitError::StorageFailure(why.clone())),
                 None if self.shared.closing.is_cancelled() => Err(CommitError::ShuttingDown),
                 None => Err(CommitError::StorageFailure(batcher::failure_text(&fatal))),
@@ -279,6 +340,13 @@ impl Store {
         match text {
             Ok(text) => text.unwrap_or_default(),
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn add_task(&self, task: JoinHandle<()>) {
+        let mut open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &mut *open {
+            open.tasks.push(task);
         }
     }
 

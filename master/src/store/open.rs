@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, ServerState, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -14,16 +14,27 @@ use super::folder::Folder;
 use super::keyring::Keyring;
 use super::log::{self, Log, OpenedLog, Space};
 use super::machine::{self, Amount, Machine, State};
-use super::raft::{LogId, Network, NodeId, Raft};
+use super::network::{Links, Network};
+use super::raft::{LogId, MasterNode, NodeId, Raft};
+use super::transport::NoTransport;
 use super::{
-    Open, QUEUE_KIB_MAX, Shared, Store, StoreConfig, StoreError, blocking, snapshot_file,
-    snapshotter,
+    Open, QUEUE_KIB_MAX, Shared, Start, Store, StoreConfig, StoreError, blocking, members,
+    snapshot_file, snapshotter,
 };
 
 /// A single master leads within this time, or does not start.
 const LEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Entries before a snapshot that are kept for masters that are a little behind.
-const ENTRIES_KEPT: u64 = 100;
+/// Part of the entries between two snapshots that is kept for masters that are a little behind…
+const KEPT_PART: u64 = 10;
+/// …within these bounds.
+const ENTRIES_KEPT: std::ops::RangeInclusive<u64> = 100..=2_000;
+/// Entries that travel to another master at once.
+const APPEND_ENTRIES_MAX: u64 = 64;
+/// Bytes of a snapshot that travel at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Votes rarely split, because masters wait differently long: the last one waits this part of the
+/// election timeout longer than the first.
+const STAGGER: f64 = 0.3;
 /// Smallest size of a log file: a few entries must fit.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Largest: places in it are counted in 32 bits.
@@ -43,19 +54,28 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         .map_err(|error| StoreError::Raft(format!("read the store: {error}")))??;
     let Files { folder, log, machine } = files;
     let id = folder.identity.node_id;
-    let raft_config = raft_config(&config).validate().map_err(raft_error)?;
+    let raft_config = raft_config(&config, id).validate().map_err(raft_error)?;
     let state_machine = Machine::new(machine.clone());
-    let raft = Raft::new(id, Arc::new(raft_config), Network, log.log, state_machine)
+    let transport = config.transport.clone().unwrap_or_else(|| Arc::new(NoTransport));
+    let links = Arc::new(Links::new(id, machine.cluster_id.clone(), transport));
+    let raft_config = Arc::new(raft_config);
+    let raft = Raft::new(id, raft_config, Network(links.clone()), log.log, state_machine)
         .await
         .map_err(raft_error)?;
-    lead_if_alone(id, &raft).await?;
+    if config.start == Start::First || raft.is_initialized().await.map_err(raft_error)? {
+        let me = MasterNode { address: config.address.clone(), name: config.name.clone() };
+        lead_if_alone(id, me, &raft).await?;
+    }
 
     let closing = CancellationToken::new();
     let space = Space::new(log.shared.clone());
     let failure = watch::Sender::new(None);
     let leader = watch::Sender::new(raft.metrics().borrow().state == ServerState::Leader);
+    let leader_id = watch::Sender::new(raft.metrics().borrow().current_leader);
+    let members = watch::Sender::new(members::of(&raft.server_metrics().borrow()));
     let (requests, queue) = mpsc::channel(QUEUE_MAX);
     let txn_bytes_max = batcher::txn_bytes_max(segment_bytes(&config));
+    let paused = watch::Sender::new(false);
     let batcher = Batcher {
         raft: raft.clone(),
         space: space.clone(),
@@ -63,11 +83,17 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         closing: closing.clone(),
         failure: failure.clone(),
         bytes_max: txn_bytes_max,
+        paused: paused.subscribe(),
     };
     let tasks = vec![
         tokio::spawn(batcher.run()),
         tokio::spawn(snapshotter::run(machine.clone(), raft.clone(), closing.clone())),
-        tokio::spawn(observe(raft.clone(), leader.clone(), failure.clone(), closing.clone())),
+        tokio::spawn(observe(
+            raft.clone(),
+            Seen { leader: leader.clone(), leader_id: leader_id.clone(), members: members.clone() },
+            failure.clone(),
+            closing.clone(),
+        )),
     ];
     let shared = Shared {
         id,
@@ -77,17 +103,27 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         new_file: log.new_file,
         rekeying: tokio::sync::Mutex::default(),
         raft,
+        links,
         requests,
         room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
         txn_bytes_max,
         commit_timeout: config.commit_timeout,
+        election_timeout: config.election_timeout,
         leader,
+        leader_id,
+        members,
+        paused,
+        taking: tokio::sync::Mutex::default(),
+        changing: tokio::sync::Mutex::default(),
         failure,
         closing,
         open: Mutex::new(Some(Open { tasks, log_thread: log.thread, folder })),
     };
     let store = Store { shared: Arc::new(shared) };
     store.seal_in_background();
+    let me = MasterNode { address: config.address, name: config.name };
+    let looking = members::look_after(members::weak(&store), me, store.shared.closing.clone());
+    store.add_task(tokio::spawn(looking));
     Ok(store)
 }
 
@@ -101,7 +137,11 @@ fn raft_error(error: impl std::fmt::Display) -> StoreError {
 
 /// Blocks.
 fn read(config: &StoreConfig) -> Result<Files, StoreError> {
-    let folder = Folder::open(&config.dir)?;
+    let joining = match &config.start {
+        Start::First => None,
+        Start::Joining { cluster_id, id, .. } => Some((cluster_id.as_str(), *id)),
+    };
+    let folder = Folder::open(&config.dir, joining)?;
     let cluster_id = folder.identity.cluster_id.clone();
     let snapshots = folder.snapshots();
     let sealed = log::any_sealed(&folder.log())
@@ -146,27 +186,35 @@ fn check_reach(
     })
 }
 
-fn raft_config(config: &StoreConfig) -> Config {
+/// Openraft's followers stand for election after its lease and its timeout together, and both are
+/// bounded by the same number. So both are half of what is asked for, a little more for some
+/// masters than for others.
+fn raft_config(config: &StoreConfig, id: NodeId) -> Config {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let election = millis(config.election_timeout).max(2);
+    let rank = (id % 3) as f64 / 2.0;
+    let half = config.election_timeout.mul_f64((1.0 + STAGGER * rank) / 2.0);
+    let half = millis(half).max(3);
     Config {
         cluster_name: "timonier".to_owned(),
-        heartbeat_interval: millis(config.heartbeat).clamp(1, election - 1),
-        election_timeout_min: election,
-        election_timeout_max: election.saturating_mul(2),
+        heartbeat_interval: millis(config.heartbeat).clamp(1, half - 2),
+        election_timeout_min: half - 1,
+        election_timeout_max: half,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_max_chunk_size: CHUNK_BYTES,
         install_snapshot_timeout: 10_000,
         // Ours: openraft counts entries only, and stops when a snapshot cannot be written.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        max_in_snapshot_log_to_keep: (config.snapshot_entries / KEPT_PART)
+            .clamp(*ENTRIES_KEPT.start(), *ENTRIES_KEPT.end()),
         ..Config::default()
     }
 }
 
 /// Makes the cluster at the first start. The only voter leads at once, without waiting for an
 /// election timeout, and has applied its whole log when this returns.
-async fn lead_if_alone(id: NodeId, raft: &Raft) -> Result<(), StoreError> {
+async fn lead_if_alone(id: NodeId, me: MasterNode, raft: &Raft) -> Result<(), StoreError> {
     if !raft.is_initialized().await.map_err(raft_error)? {
-        let members = BTreeMap::from([(id, BasicNode::default())]);
+        let members = BTreeMap::from([(id, me)]);
         raft.initialize(members).await.map_err(raft_error)?;
     }
     let alone = raft
@@ -189,18 +237,34 @@ async fn lead_if_alone(id: NodeId, raft: &Raft) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Tells who asks when this master becomes or ceases to be the leader, and when the consensus has
-/// stopped for good.
+/// What is told of the consensus.
+struct Seen {
+    leader: watch::Sender<bool>,
+    leader_id: watch::Sender<Option<NodeId>>,
+    members: watch::Sender<Vec<members::Member>>,
+}
+
+/// Tells who asks when this master becomes or ceases to be the leader, who leads, who is a member,
+/// and when the consensus has stopped for good.
 async fn observe(
     raft: Raft,
-    leader: watch::Sender<bool>,
+    seen: Seen,
     failure: watch::Sender<Option<String>>,
     closing: CancellationToken,
 ) {
     let mut server = raft.server_metrics();
     loop {
-        let leads = server.borrow_and_update().state == ServerState::Leader;
-        leader.send_if_modified(|before| std::mem::replace(before, leads) != leads);
+        let now = server.borrow_and_update().clone();
+        let leads = now.state == ServerState::Leader;
+        seen.leader.send_if_modified(|before| std::mem::replace(before, leads) != leads);
+        let id = now.current_leader;
+        seen.leader_id.send_if_modified(|before| std::mem::replace(before, id) != id);
+        let members = members::of(&now);
+        seen.members.send_if_modified(|before| {
+            let changed = *before != members;
+            *before = members;
+            changed
+        });
         let changed = tokio::select! {
             () = closing.cancelled() => return,
             changed = server.changed() => changed,
@@ -213,7 +277,7 @@ async fn observe(
                 tracing::error!("{text}");
                 failure.send_replace(Some(text));
             }
-            leader.send_replace(false);
+            seen.leader.send_replace(false);
             return;
         }
     }

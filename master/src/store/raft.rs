@@ -1,18 +1,9 @@
-//! The consensus' types: what a log entry carries, and the network between masters.
-//!
-//! One master votes for now. The factory below is the one place that learns to reach others.
+//! The consensus' types: what a log entry carries, who a member is, and who waits for verdicts.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use openraft::error::{InstallSnapshotError, RPCError, RaftError, Unreachable};
-use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
-    VoteRequest, VoteResponse,
-};
-use openraft::{AnyError, BasicNode, StorageIOError};
+use openraft::{AnyError, StorageIOError};
 use serde::{Deserialize, Serialize};
 use timonier_master_core::op::Txn;
 use tokio::sync::oneshot;
@@ -25,10 +16,10 @@ pub(super) type LogId = openraft::LogId<NodeId>;
 pub(super) type Vote = openraft::Vote<NodeId>;
 pub(super) type Raft = openraft::Raft<Types>;
 pub(super) type StorageError = openraft::StorageError<NodeId>;
-pub(super) type Membership = openraft::StoredMembership<NodeId, BasicNode>;
-pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, BasicNode>;
+pub(super) type Membership = openraft::StoredMembership<NodeId, MasterNode>;
+pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, MasterNode>;
 
-/// This master's id until several masters can join.
+/// The id of the master that made the cluster.
 pub(super) const FIRST_NODE_ID: NodeId = 1;
 
 openraft::declare_raft_types!(
@@ -36,9 +27,20 @@ openraft::declare_raft_types!(
         D = Batch,
         R = (),
         NodeId = NodeId,
-        Node = BasicNode,
+        Node = MasterNode,
         SnapshotData = tokio::fs::File,
 );
+
+/// A master as the members' list in the log has it. Logs of the first builds have an empty address
+/// and nothing else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MasterNode {
+    /// `HOST:PORT` where the others reach it.
+    #[serde(rename = "addr", default)]
+    pub address: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+}
 
 /// The transactions of one log entry.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -90,54 +92,4 @@ impl Waiting {
 /// How a failed file operation is told to openraft, which stops the consensus then.
 pub(super) fn storage_error(error: &(impl std::error::Error + 'static)) -> StorageError {
     StorageIOError::write(AnyError::new(error)).into()
-}
-
-/// Makes the connections to other masters.
-pub(super) struct Network;
-
-/// To one other master.
-pub(super) struct Peer(NodeId);
-
-impl RaftNetworkFactory<Types> for Network {
-    type Network = Peer;
-
-    async fn new_client(&mut self, target: NodeId, _node: &BasicNode) -> Peer {
-        Peer(target)
-    }
-}
-
-impl Peer {
-    fn unreachable(&self) -> Unreachable {
-        let text = format!("reach master {}: this build runs a single master", self.0);
-        Unreachable::new(&io::Error::new(io::ErrorKind::Unsupported, text))
-    }
-}
-
-impl RaftNetwork<Types> for Peer {
-    async fn append_entries(
-        &mut self,
-        _: AppendEntriesRequest<Types>,
-        _: RPCOption,
-    ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
-        Err(self.unreachable().into())
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        _: InstallSnapshotRequest<Types>,
-        _: RPCOption,
-    ) -> Result<
-        InstallSnapshotResponse<NodeId>,
-        RPCError<NodeId, BasicNode, RaftError<NodeId, InstallSnapshotError>>,
-    > {
-        Err(self.unreachable().into())
-    }
-
-    async fn vote(
-        &mut self,
-        _: VoteRequest<NodeId>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
-        Err(self.unreachable().into())
-    }
 }

@@ -32,9 +32,9 @@ use super::keyring::{KeyId, Keyring};
 use super::raft::{Entry, LogId, StorageError, Types, Vote, storage_error};
 use super::{StoreError, blocking};
 
-pub(super) use self::record::{HEADER_BYTES, Kind, decode_entry};
+pub(super) use self::record::{HEADER_BYTES, Kind, decode_entry, encode_payload};
 pub(super) use self::scan::Fault;
-pub(super) use self::space::Space;
+pub(super) use self::space::{Promise, Space};
 
 /// Writes under way; openraft itself waits for each, so this is never reached.
 const COMMANDS_MAX: usize = 64;
@@ -332,7 +332,7 @@ impl RaftLogStorage<Types> for Log {
         let mut recent = Vec::new();
         for entry in entries {
             let (kind, payload) =
-                record::encode_payload(&entry).map_err(|error| storage_error(&error))?;
+                encode_payload(&entry).map_err(|error| storage_error(&error))?;
             records.push(Pending { log_id: entry.log_id, kind, payload });
             recent.push(entry);
         }
