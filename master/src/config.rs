@@ -25,6 +25,25 @@ pub struct Config {
     /// Address to answer on; port 0 takes any free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7443")]
     pub listen: SocketAddr,
+    /// Joins the cluster that these masters belong to, where the data folder is empty; else it goes
+    /// on as what it was.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// What a master that joins shows.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "join",
+        hide_env_values = true,
+        env = "TIMONIER_TOKEN"
+    )]
+    pub token: Option<String>,
+    /// Where the other masters reach this one, if not where it listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Of this master; the host's name if not given.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// Addresses of all pods; every node gets a /24 of it.
     #[arg(long, value_name = "RANGE", default_value = DEFAULT_CLUSTER_RANGE, value_parser = range)]
     pub cluster_range: String,
@@ -68,6 +87,10 @@ impl Config {
         Self {
             data_dir: data_dir.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            join: Vec::new(),
+            token: None,
+            advertise: None,
+            name: None,
             cluster_range: DEFAULT_CLUSTER_RANGE.to_owned(),
             service_range: DEFAULT_SERVICE_RANGE.to_owned(),
             node_grace: Duration::from_secs(3),
@@ -84,6 +107,12 @@ impl Config {
 }
 
 impl Config {
+    /// This master's name.
+    pub fn name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(host)
+    }
+
     /// What keeps the store's keys.
     pub fn encryption(&self) -> Encryption {
         match (&self.encryption_key_file, &self.encryption_passphrase_file) {

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod grpc;
 pub mod guard;
 pub mod incoming;
+pub mod peers;
 pub mod server;
 pub mod sessions;
 pub mod stamp;

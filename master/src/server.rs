@@ -17,8 +17,9 @@ use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
 use crate::guard::Guard;
 use crate::incoming;
+use crate::peers::{self, JoinError, Joining, Lines, RaftService};
 use crate::sessions::{SessionSettings, Sessions};
-use crate::store::{Store, StoreConfig, StoreError};
+use crate::store::{Start, Store, StoreConfig, StoreError};
 use crate::telemetry::Hub;
 
 /// Open requests may take so long to end when the master stops.
@@ -31,6 +32,13 @@ const LOOPS_DEADLINE: Duration = Duration::from_secs(3);
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error(
+        "join a cluster while listening on {0}: the other masters cannot tell which address that \
+         is; hint: give theirs with --advertise HOST:PORT"
+    )]
+    Advertise(SocketAddr),
     #[error("open the audit log: {0}")]
     Audit(io::Error),
     #[error("listen on {address}: {source}{}", listen_hint(.source))]
@@ -65,19 +73,15 @@ pub struct RunningMaster {
 }
 
 impl Master {
-    /// Returns once the master answers and leads.
+    /// Returns once the master answers; one that is alone leads.
     pub async fn start(config: Config) -> Result<RunningMaster, StartError> {
         // The port first: of two masters started by mistake, the second leaves the store alone.
         let refuse = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refuse)?;
         let addr = listener.local_addr().map_err(refuse)?;
-        let store = Store::open(StoreConfig {
-            fsync_delay: config.log_fsync_delay.map(Duration::from_millis),
-            snapshot_entries: config.snapshot_every,
-            encryption: config.encryption(),
-            ..StoreConfig::new(&config.data_dir)
-        })
-        .await?;
+        let lines = Lines::new();
+        let store = Store::open(store_config(&config, addr, &lines).await?).await?;
+        let raft = RaftService::new(store.clone());
         let shutdown = CancellationToken::new();
         let hub = Hub::new();
         let settings = settings(&config);
@@ -105,10 +109,45 @@ impl Master {
             shutdown: shutdown.clone(),
         });
         let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
-        let server = tokio::spawn(serve(listener, door, guard, sessions, shutdown.clone()));
+        let server = tokio::spawn(serve(listener, door, guard, sessions, raft, shutdown.clone()));
         info!(address = %addr, data = %config.data_dir.display(), "the master is up");
         Ok(RunningMaster { addr, store, shutdown, server, loops })
     }
+}
+
+/// Where the others reach this master.
+fn advertised(config: &Config, addr: SocketAddr) -> String {
+    config.advertise.clone().unwrap_or_else(|| addr.to_string())
+}
+
+/// Asks the cluster to be let in, when this is the first start of a master that joins.
+async fn store_config(
+    config: &Config,
+    addr: SocketAddr,
+    lines: &Lines,
+) -> Result<StoreConfig, StartError> {
+    let (name, address) = (config.name(), advertised(config, addr));
+    let mut start = Start::First;
+    if !config.join.is_empty() && !Store::is_made(&config.data_dir) {
+        if config.advertise.is_none() && addr.ip().is_unspecified() {
+            return Err(StartError::Advertise(addr));
+        }
+        let token = config.token.clone().unwrap_or_default();
+        let joining = Joining { name: name.clone(), address: address.clone(), token };
+        let reply = peers::join(&config.join, &joining).await?;
+        info!(id = reply.id, cluster = reply.cluster_id, "joining as a master");
+        start = Start::Joining { cluster_id: reply.cluster_id, id: reply.id };
+    }
+    Ok(StoreConfig {
+        fsync_delay: config.log_fsync_delay.map(Duration::from_millis),
+        snapshot_entries: config.snapshot_every,
+        encryption: config.encryption(),
+        start,
+        name,
+        address,
+        transport: Some(lines.transport()),
+        ..StoreConfig::new(&config.data_dir)
+    })
 }
 
 fn settings(config: &Config) -> Settings {
@@ -127,6 +166,7 @@ async fn serve(
     door: Door,
     guard: Guard,
     sessions: Sessions,
+    raft: RaftService,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = incoming::incoming(listener);
@@ -138,6 +178,7 @@ async fn serve(
         .layer(guard.layer())
         .add_service(door.service())
         .add_service(sessions.service())
+        .add_service(raft.service())
         .serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })
         .await
 }

@@ -3,6 +3,7 @@
 use timonier_proto::v1::{ClusterInfoReply, MasterInfo};
 
 use super::Inner;
+use crate::store::StoreStatus;
 
 impl Inner {
     pub(super) fn cluster_info(&self) -> ClusterInfoReply {
@@ -11,11 +12,7 @@ impl Inner {
         ClusterInfoReply {
             cluster_id: self.store.cluster_id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            masters: vec![MasterInfo {
-                id: status.id,
-                address: self.address.clone(),
-                leader: status.leader,
-            }],
+            masters: self.masters(&status),
             revision: snapshot.revision,
             objects: snapshot.len() as u64,
             log_bytes: status.log_bytes,
@@ -25,5 +22,17 @@ impl Inner {
             service_range: self.settings.service_range.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
+    }
+
+    fn masters(&self, status: &StoreStatus) -> Vec<MasterInfo> {
+        let members = self.store.members().into_iter().map(|member| {
+            let address = if member.id == status.id && member.address.is_empty() {
+                self.address.clone()
+            } else {
+                member.address
+            };
+            MasterInfo { id: member.id, address, leader: member.leader }
+        });
+        members.collect()
     }
 }

@@ -169,6 +169,14 @@ fn streams() -> Vec<Row> {
         row("Control/LoadImage", v1::StreamFrame::default(), "s"),
         row("Agent/Session", v1::AgentMessage::default(), "ns"),
         row("Agent/Stream", v1::StreamFrame::default(), "ns"),
+        row("Raft/Append", v1::AppendRequest::default(), ""),
+        row("Raft/Vote", v1::VoteRequest::default(), ""),
+        row("Raft/InstallSnapshot", v1::InstallSnapshotRequest::default(), ""),
+        row("Raft/Propose", v1::ProposeRequest::default(), ""),
+        row("Raft/ReadIndex", v1::ReadIndexRequest::default(), ""),
+        row("Raft/Handover", v1::HandoverRequest::default(), ""),
+        row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), ""),
+        row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "avens"),
     ]
 }
 

@@ -106,7 +106,12 @@ impl Guard {
             ApiError::new(Reason::Forbidden, format!("{path} is no method of this master"))
         })?;
         let acting = acting::of(user_of(caller), parts.headers, &self.inner.store.snapshot())?;
-        self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
+        // What masters pass on was counted where it came in.
+        if !matches!(need, Need::Masters) {
+            self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
+        }
+        // A connection without TLS is the starter's: so are the other masters then.
+        let is_plain = parts.extensions.get::<Caller>().is_none() && acting.by.is_none();
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
             Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
@@ -114,7 +119,7 @@ impl Guard {
                 let is_node = acting.user.node().is_some() || acting.user.is_superuser();
                 if is_node { Ok(()) } else { Err(not_for(&acting.user, path, "nodes")) }
             }
-            Need::Masters => match acting.user.in_group(access::MASTERS) {
+            Need::Masters => match is_plain || acting.user.in_group(access::MASTERS) {
                 true => Ok(()),
                 false => Err(not_for(&acting.user, path, "masters of this cluster")),
             },

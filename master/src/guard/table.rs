@@ -81,6 +81,15 @@ pub const METHODS: &[(&str, Need)] = &[
     ("/timonier.v1.Control/CreateToken", Need::Objects),
     ("/timonier.v1.Agent/Session", Need::Nodes),
     ("/timonier.v1.Agent/Stream", Need::Nodes),
+    ("/timonier.v1.Raft/Append", Need::Masters),
+    ("/timonier.v1.Raft/Vote", Need::Masters),
+    ("/timonier.v1.Raft/InstallSnapshot", Need::Masters),
+    ("/timonier.v1.Raft/Propose", Need::Masters),
+    ("/timonier.v1.Raft/ReadIndex", Need::Masters),
+    ("/timonier.v1.Raft/Handover", Need::Masters),
+    ("/timonier.v1.Raft/ChangeMember", Need::Masters),
+    // It shows a token.
+    ("/timonier.v1.Raft/JoinMaster", Need::Anyone),
 ];
 
 /// A question about oneself: nothing is created, whatever Kubernetes' verb is.

@@ -121,8 +121,7 @@ impl Peers {
     /// To the master with this id. Answers at once; the first request connects.
     pub fn channel(&self, id: u64) -> Result<Channel, PeerError> {
         let members = self.store.members();
-        let member =
-            members.iter().find(|member| member.id == id).ok_or(PeerError::Unknown(id))?;
+        let member = members.iter().find(|member| member.id == id).ok_or(PeerError::Unknown(id))?;
         self.lines.keep_only(&members);
         self.lines.to(id, &member.address)
     }

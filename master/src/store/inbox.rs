@@ -151,8 +151,8 @@ impl Inbox {
     /// Of a master that does not lead.
     pub async fn propose(&self, request: ProposeRequest) -> Result<ProposeReply, InboxError> {
         self.check(request.header.as_ref())?;
-        let txn: Txn = serde_json::from_slice(&request.txn)
-            .map_err(|_| WireError::Missing("transaction"))?;
+        let txn: Txn =
+            serde_json::from_slice(&request.txn).map_err(|_| WireError::Missing("transaction"))?;
         let outcome = if *self.store.shared.leader.borrow() {
             let timeout = self.store.shared.commit_timeout;
             let result = match self.store.check_size(&txn, request.txn.len()) {

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use super::changes::Ring;
 use super::keyring::{KeyId, Keyring};
 use super::raft::{
-    Batch, Entry, LogId, MasterNode, Membership, NodeId, SnapshotMeta, StorageError, Types, Verdict,
-    storage_error,
+    Batch, Entry, LogId, MasterNode, Membership, NodeId, SnapshotMeta, StorageError, Types,
+    Verdict, storage_error,
 };
 use super::snapshot_file::{self, Current};
 use super::{Committed, StoreError, blocking, log};

@@ -166,9 +166,10 @@ impl Store {
     pub fn member_statuses(&self) -> Vec<MemberStatus> {
         let metrics = self.shared.raft.metrics().borrow().clone();
         let status = |member: Member| {
-            let silence = self.shared.links.silence(member.id).filter(|_| {
-                metrics.state == ServerState::Leader && member.id != self.shared.id
-            });
+            let silence =
+                self.shared.links.silence(member.id).filter(|_| {
+                    metrics.state == ServerState::Leader && member.id != self.shared.id
+                });
             MemberStatus {
                 behind: behind(&metrics, member.id),
                 answers: member.id == self.shared.id
@@ -183,7 +184,7 @@ impl Store {
     /// Gives a master that is to join an id, and begins to send it everything. It votes by itself
     /// once it has caught up. On the leader only.
     pub async fn admit(&self, name: &str, address: &str) -> Result<u64, ChangeError> {
-        let _alone = self.one_at_a_time()?;
+        let _alone = self.one_at_a_time().await?;
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
         }
@@ -261,14 +262,15 @@ impl Store {
         }
     }
 
-    fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
-        self.shared.changing.try_lock().map_err(|_| {
+    async fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
+        let waiting = tokio::time::timeout(CHANGE_TIMEOUT, self.shared.changing.lock());
+        waiting.await.map_err(|_| {
             refused("another change of the masters is under way; hint: try again in a moment")
         })
     }
 
     pub(super) async fn change_here(&self, change: &Change) -> Result<(), ChangeError> {
-        let _alone = self.one_at_a_time()?;
+        let _alone = self.one_at_a_time().await?;
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
         }
@@ -402,9 +404,9 @@ impl Store {
             return Ok(member);
         }
         let statuses = self.member_statuses();
-        let others = statuses.into_iter().filter(|one| {
-            one.member.voter && one.member.id != self.shared.id && one.answers
-        });
+        let others = statuses
+            .into_iter()
+            .filter(|one| one.member.voter && one.member.id != self.shared.id && one.answers);
         let best = others.min_by_key(|one| one.behind.unwrap_or(u64::MAX));
         best.map(|one| one.member).ok_or_else(|| refused("no other master that votes answers"))
     }

@@ -29,7 +29,7 @@ mod transport;
 mod wire;
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ use self::folder::Folder;
 
 pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
-pub use keyring::{Encryption, KeyId, KeyInfo};
 pub use inbox::{Inbox, InboxError};
+pub use keyring::{Encryption, KeyId, KeyInfo};
 pub use members::{ChangeError, Member, MemberStatus};
 pub use rekey::EncryptionStatus;
 pub use transport::{NoTransport, Sending, Target, Transport, TransportError};
@@ -190,6 +190,9 @@ struct Shared {
     members: watch::Sender<Vec<Member>>,
     /// The leadership is being handed over.
     paused: watch::Sender<bool>,
+    /// It was the leader when it stopped, and openraft goes on with that: what was committed last
+    /// is not known until something new is.
+    resumed: AtomicBool,
     /// Held by whoever looks for room for other masters' entries.
     taking: tokio::sync::Mutex<()>,
     /// Held by whoever changes who is a member: one at a time.
@@ -217,6 +220,11 @@ impl Store {
     /// returns, and its state is that of the last acknowledged write.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
         open::open(config).await
+    }
+
+    /// Whether a store was made in this folder before.
+    pub fn is_made(dir: &std::path::Path) -> bool {
+        Folder::is_made(dir)
     }
 
     /// The state as of the last applied write. Cheap; never waits for writers.
@@ -287,6 +295,14 @@ impl Store {
     async fn linearize_here(&self) -> Result<(), CommitError> {
         if *self.shared.paused.borrow() {
             return Err(CommitError::NotLeader { leader: None });
+        }
+        if self.shared.resumed.load(Ordering::Acquire) {
+            match self.shared.raft.client_write(raft::Batch::default()).await {
+                Ok(_) | Err(RaftError::APIError(_)) => {
+                    self.shared.resumed.store(false, Ordering::Release);
+                }
+                Err(RaftError::Fatal(_)) => {}
+            }
         }
         match self.shared.raft.ensure_linearizable().await {
             Ok(_) => Ok(()),

@@ -160,10 +160,8 @@ impl RaftNetwork<Types> for Peer {
     > {
         let meta = serde_json::to_vec(&request.meta)
             .map_err(|error| unreachable(&io::Error::other(error)))?;
-        let got = SnapshotSegmentId {
-            id: request.meta.snapshot_id.clone(),
-            offset: request.offset,
-        };
+        let got =
+            SnapshotSegmentId { id: request.meta.snapshot_id.clone(), offset: request.offset };
         let message = v1::InstallSnapshotRequest {
             header: Some(self.links.header(self.target.id)),
             vote: Some(wire::vote(&request.vote)),
@@ -176,8 +174,7 @@ impl RaftNetwork<Types> for Peer {
         let reply = sending.await.map_err(|error| unreachable(&error))?;
         self.links.hear(self.target.id);
         if reply.mismatch {
-            let expect =
-                SnapshotSegmentId { id: reply.expected_id, offset: reply.expected_offset };
+            let expect = SnapshotSegmentId { id: reply.expected_id, offset: reply.expected_offset };
             let error = InstallSnapshotError::from(SnapshotMismatch { expect, got });
             let error = RemoteError::new(self.target.id, RaftError::APIError(error));
             return Err(RPCError::RemoteError(error));

@@ -2,6 +2,7 @@
 //! the rest of the log; then the tasks around it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,6 +67,14 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         let me = MasterNode { address: config.address.clone(), name: config.name.clone() };
         lead_if_alone(id, me, &raft).await?;
     }
+    let resumed = raft
+        .with_raft_state(move |state| {
+            let vote = state.vote_ref();
+            let led = vote.is_committed() && vote.leader_id().voted_for() == Some(id);
+            led && state.membership_state.effective().voter_ids().count() > 1
+        })
+        .await
+        .map_err(raft_error)?;
 
     let closing = CancellationToken::new();
     let space = Space::new(log.shared.clone());
@@ -113,6 +122,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         leader_id,
         members,
         paused,
+        resumed: AtomicBool::new(resumed),
         taking: tokio::sync::Mutex::default(),
         changing: tokio::sync::Mutex::default(),
         failure,

@@ -37,8 +37,11 @@ pub type Sending<T> = BoxFuture<'static, Result<T, TransportError>>;
 pub trait Transport: Send + Sync + 'static {
     fn append(&self, to: &Target, request: AppendRequest) -> Sending<AppendReply>;
     fn vote(&self, to: &Target, request: VoteRequest) -> Sending<VoteReply>;
-    fn install(&self, to: &Target, request: InstallSnapshotRequest)
-    -> Sending<InstallSnapshotReply>;
+    fn install(
+        &self,
+        to: &Target,
+        request: InstallSnapshotRequest,
+    ) -> Sending<InstallSnapshotReply>;
     fn propose(&self, to: &Target, request: ProposeRequest) -> Sending<ProposeReply>;
     fn read_index(&self, to: &Target, request: ReadIndexRequest) -> Sending<ReadIndexReply>;
     fn handover(&self, to: &Target, request: HandoverRequest) -> Sending<HandoverReply>;

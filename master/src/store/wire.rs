@@ -110,11 +110,7 @@ pub fn append_reply(reply: &AppendEntriesResponse<NodeId>) -> AppendReply {
         AppendEntriesResponse::Conflict => (Outcome::Conflict, None, None),
         AppendEntriesResponse::HigherVote(higher) => (Outcome::HigherVote, Some(higher), None),
     };
-    AppendReply {
-        result: result.into(),
-        vote: higher.map(vote),
-        matched: matched.map(log_id),
-    }
+    AppendReply { result: result.into(), vote: higher.map(vote), matched: matched.map(log_id) }
 }
 
 pub fn read_append_reply(reply: AppendReply) -> Result<AppendEntriesResponse<NodeId>, WireError> {

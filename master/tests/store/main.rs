@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod changes;
+mod cluster;
 mod commits;
 mod crash;
 mod damage;

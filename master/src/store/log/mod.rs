@@ -331,8 +331,7 @@ impl RaftLogStorage<Types> for Log {
         let mut records = Vec::new();
         let mut recent = Vec::new();
         for entry in entries {
-            let (kind, payload) =
-                encode_payload(&entry).map_err(|error| storage_error(&error))?;
+            let (kind, payload) = encode_payload(&entry).map_err(|error| storage_error(&error))?;
             records.push(Pending { log_id: entry.log_id, kind, payload });
             recent.push(entry);
         }

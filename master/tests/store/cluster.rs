@@ -1,0 +1,375 @@
+//! Several stores in one process, over a network in memory that can be cut: what is acknowledged
+//! survives, whoever leads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use timonier_master::store::{
+    ChangeError, Inbox, InboxError, Sending, Start, Store, StoreConfig, Target, Transport,
+    TransportError,
+};
+use timonier_master_core::op::Txn;
+use timonier_proto::v1::{
+    AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
+    HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, ProposeReply, ProposeRequest,
+    ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
+};
+
+use crate::{DEADLINE, config, create, put, until, value};
+
+/// Who answers, by id; who is cut off is not in it.
+#[derive(Clone, Default)]
+struct Net(Arc<Mutex<BTreeMap<u64, Inbox>>>);
+
+/// One master's end of it.
+struct End {
+    net: Net,
+    /// Its own id, once it is known: a master that is cut off sends nothing either.
+    me: Arc<Mutex<Option<u64>>>,
+}
+
+impl Net {
+    fn plug(&self, store: &Store) {
+        self.0.lock().unwrap().insert(store.id(), store.inbox());
+    }
+
+    fn unplug(&self, id: u64) {
+        self.0.lock().unwrap().remove(&id);
+    }
+}
+
+macro_rules! carry {
+    ($self:ident, $to:ident, $request:ident, $method:ident) => {{
+        let (inboxes, me, to) = ($self.net.0.clone(), *$self.me.lock().unwrap(), $to.id);
+        Box::pin(async move {
+            let inbox = {
+                let inboxes = inboxes.lock().unwrap();
+                let cut = me.is_some_and(|me| !inboxes.contains_key(&me));
+                inboxes.get(&to).cloned().filter(|_| !cut)
+            };
+            let inbox = inbox.ok_or_else(|| TransportError(format!("master {to} is cut off")))?;
+            inbox.$method($request).await.map_err(|e: InboxError| TransportError(e.to_string()))
+        })
+    }};
+}
+
+impl Transport for End {
+    fn append(&self, to: &Target, request: AppendRequest) -> Sending<AppendReply> {
+        carry!(self, to, request, append)
+    }
+
+    fn vote(&self, to: &Target, request: VoteRequest) -> Sending<VoteReply> {
+        carry!(self, to, request, vote)
+    }
+
+    fn install(
+        &self,
+        to: &Target,
+        request: InstallSnapshotRequest,
+    ) -> Sending<InstallSnapshotReply> {
+        carry!(self, to, request, install)
+    }
+
+    fn propose(&self, to: &Target, request: ProposeRequest) -> Sending<ProposeReply> {
+        carry!(self, to, request, propose)
+    }
+
+    fn read_index(&self, to: &Target, request: ReadIndexRequest) -> Sending<ReadIndexReply> {
+        carry!(self, to, request, read_index)
+    }
+
+    fn handover(&self, to: &Target, request: HandoverRequest) -> Sending<HandoverReply> {
+        carry!(self, to, request, handover)
+    }
+
+    fn change(&self, to: &Target, request: ChangeMemberRequest) -> Sending<ChangeMemberReply> {
+        carry!(self, to, request, change)
+    }
+}
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    net: Net,
+    snapshot_entries: u64,
+}
+
+impl Cluster {
+    fn new(snapshot_entries: u64) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), net: Net::default(), snapshot_entries }
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn open(&self, name: &str, start: Start) -> Store {
+        let me = Arc::new(Mutex::new(None));
+        let store = Store::open(StoreConfig {
+            start,
+            name: name.to_owned(),
+            address: format!("{name}:7443"),
+            snapshot_entries: self.snapshot_entries,
+            transport: Some(Arc::new(End { net: self.net.clone(), me: me.clone() })),
+            ..config(&self.dir(name))
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+        *me.lock().unwrap() = Some(store.id());
+        self.net.plug(&store);
+        store
+    }
+
+    async fn join(&self, name: &str, leader: &Store) -> Store {
+        let id = leader.admit(name, &format!("{name}:7443")).await.unwrap();
+        let cluster_id = leader.cluster_id().to_owned();
+        let store = self.open(name, Start::Joining { cluster_id, id }).await;
+        until("the vote of the new master", || {
+            leader.members().iter().any(|member| member.id == id && member.voter)
+        })
+        .await;
+        store
+    }
+
+    async fn of_three(&self) -> [Store; 3] {
+        let a = self.open("a", Start::First).await;
+        put(&a, "before", "1").await.unwrap();
+        let b = self.join("b", &a).await;
+        let c = self.join("c", &a).await;
+        until("three members everywhere", || {
+            [&a, &b, &c].iter().all(|s| s.members().iter().filter(|m| m.voter).count() == 3)
+        })
+        .await;
+        [a, b, c]
+    }
+
+    /// As if its process were killed: nothing more gets in or out.
+    async fn kill(&self, store: Store) {
+        self.net.unplug(store.id());
+        store.shutdown().await.unwrap();
+    }
+}
+
+async fn close(stores: impl IntoIterator<Item = Store>) {
+    for store in stores {
+        store.shutdown().await.unwrap();
+    }
+}
+
+fn leader_of(stores: &[Store]) -> Option<usize> {
+    stores.iter().position(|store| store.status().leader)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_master_writes_and_reads_and_a_new_one_leads_when_the_leader_dies() {
+    let cluster = Cluster::new(20_000);
+    let [a, b, c] = cluster.of_three().await;
+    for (n, store) in [&a, &b, &c].into_iter().enumerate() {
+        let name = format!("by-{n}");
+        let done = put(store, &name, "1").await.unwrap();
+        // What is answered is in the master's own state.
+        assert!(store.snapshot().revision >= done.revision);
+        assert_eq!(value(store, &name).as_deref(), Some("1"));
+        for reader in [&a, &b, &c] {
+            reader.linearize().await.unwrap();
+            assert_eq!(value(reader, &name).as_deref(), Some("1"));
+        }
+    }
+    // A refusal comes back as one, too.
+    assert!(b.commit(create("by-0", "again")).await.is_err());
+    // The same write twice is done once, wherever it is asked for.
+    let txn = Txn { id: Some("once".to_owned()), ..create("once", "1") };
+    let first = b.commit(txn.clone()).await.unwrap();
+    let again = c.commit(txn).await.unwrap();
+    assert_eq!((again.revision, again.repeated), (first.revision, true));
+
+    cluster.kill(a).await;
+    let killed = Instant::now();
+    put(&b, "after", "2").await.unwrap();
+    let gap = killed.elapsed();
+    assert!(gap < Duration::from_secs(8), "{gap:?} without a leader");
+    c.linearize().await.unwrap();
+    for name in ["before", "by-0", "by-1", "by-2", "once", "after"] {
+        assert!(value(&c, name).is_some(), "{name} is lost");
+    }
+    // It comes back with its disk, and has it all.
+    let a = cluster.open("a", Start::First).await;
+    a.linearize().await.unwrap();
+    assert_eq!(value(&a, "after").as_deref(), Some("2"));
+    assert!(a.snapshot() == b.snapshot());
+    close([a, b, c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_never_agreed_on_is_cut() {
+    let cluster = Cluster::new(20_000);
+    let [a, b, c] = cluster.of_three().await;
+    cluster.net.unplug(a.id());
+    // The old leader takes a write that nobody else sees.
+    let alone = {
+        let a = a.clone();
+        tokio::spawn(async move { put(&a, "lost", "1").await })
+    };
+    until("the write in the old leader's log", || a.status().last_index > b.status().last_index)
+        .await;
+    let mut stores = vec![b, c];
+    until("a new leader", || leader_of(&stores).is_some()).await;
+    for n in 0..20 {
+        put(&stores[0], &format!("n{n}"), "1").await.unwrap();
+    }
+    cluster.net.plug(&a);
+    a.linearize().await.unwrap();
+    assert_eq!(value(&a, "n19").as_deref(), Some("1"));
+    // It was told that it is not known whether the write was done; sent again with its id, it is.
+    let told = tokio::time::timeout(DEADLINE, alone).await.unwrap().unwrap();
+    assert_eq!(told.is_ok(), value(&a, "lost").is_some());
+    stores.push(a);
+    until("the same state everywhere", || {
+        stores.iter().all(|store| store.snapshot() == stores[0].snapshot())
+    })
+    .await;
+    close(stores).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_far_behind_gets_a_snapshot_under_load() {
+    let cluster = Cluster::new(60);
+    let [a, b, c] = cluster.of_three().await;
+    let id = c.id();
+    cluster.kill(c).await;
+    let load = "x".repeat(10 << 10);
+    for n in 0..400 {
+        put(&a, &format!("n{}", n % 50), &format!("{n}-{load}")).await.unwrap();
+    }
+    until("a purge", || a.status().snapshots >= 3).await;
+    let writing = {
+        let (b, load) = (b.clone(), load.clone());
+        tokio::spawn(async move {
+            for n in 0..200 {
+                put(&b, &format!("m{}", n % 50), &format!("{n}-{load}")).await.unwrap();
+            }
+        })
+    };
+    let c = cluster.open("c", Start::First).await;
+    assert_eq!(c.id(), id);
+    writing.await.unwrap();
+    c.linearize().await.unwrap();
+    assert!(c.status().snapshots >= 1, "it was not sent one");
+    assert!(c.snapshot() == a.snapshot());
+    close([a, b, c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_at_once_come_back() {
+    let cluster = Cluster::new(20_000);
+    let [a, b, c] = cluster.of_three().await;
+    for n in 0..50 {
+        put(&b, &format!("n{n}"), "1").await.unwrap();
+    }
+    let before = b.snapshot();
+    close([a, b, c]).await;
+    let mut stores = Vec::new();
+    for name in ["a", "b", "c"] {
+        stores.push(cluster.open(name, Start::First).await);
+    }
+    stores[2].linearize().await.unwrap();
+    assert!(stores[2].snapshot() == before, "{}", stores[2].snapshot().revision);
+    put(&stores[1], "after", "1").await.unwrap();
+    close(stores).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masters_go_and_come_and_the_leadership_is_handed_over() {
+    let cluster = Cluster::new(20_000);
+    let [a, b, c] = cluster.of_three().await;
+    // Handed over on request, without a write lost.
+    let begun = Instant::now();
+    c.transfer_leadership(Some(c.id())).await.unwrap();
+    eprintln!("handed over in {:?}", begun.elapsed());
+    until("the new leader", || c.status().leader).await;
+    put(&a, "handed", "1").await.unwrap();
+
+    // One whose disk is lost is removed, and joins again as a new one.
+    let lost = b.id();
+    cluster.kill(b).await;
+    std::fs::remove_dir_all(cluster.dir("b")).unwrap();
+    // While it is away, no other may go.
+    until("its silence", || c.member_statuses().iter().any(|s| s.member.id == lost && !s.answers))
+        .await;
+    let refused = a.remove(a.id()).await.unwrap_err();
+    assert!(matches!(&refused, ChangeError::Refused(why) if why.contains("hint: ")), "{refused}");
+    let taken = c.admit("b", "b:7443").await.unwrap_err();
+    assert!(taken.to_string().contains("timonctl master remove b"), "{taken}");
+    a.remove(lost).await.unwrap();
+    let b = cluster.join("b", &c).await;
+    assert_ne!(b.id(), lost);
+    b.linearize().await.unwrap();
+    assert_eq!(value(&b, "handed").as_deref(), Some("1"));
+
+    // The leader itself may go.
+    c.remove(c.id()).await.unwrap();
+    cluster.kill(c).await;
+    put(&a, "two", "1").await.unwrap();
+    let only = [&a, &b].into_iter().find(|store| store.status().leader).unwrap();
+    let other = if only.id() == a.id() { &b } else { &a };
+    only.remove(other.id()).await.unwrap();
+    put(only, "one", "1").await.unwrap();
+    let refused = only.remove(only.id()).await.unwrap_err();
+    assert!(refused.to_string().contains("the only master"), "{refused}");
+    close([a, b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_masters_write_nothing() {
+    let cluster = Cluster::new(20_000);
+    let [a, b, c] = cluster.of_three().await;
+    put(&a, "last", "1").await.unwrap();
+    c.linearize().await.unwrap();
+    b.linearize().await.unwrap();
+    let fsyncs = || [&a, &b, &c].map(|store| store.status().fsyncs);
+    let before = fsyncs();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(fsyncs(), before);
+    close([a, b, c]).await;
+}
+
+/// A data folder that the build before encryption and several masters wrote: 30 entries in a
+/// snapshot, the rest in the log. The log's file was cut where its zeros begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_the_first_builds_is_read() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store/fixtures/v1");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["cluster.json", "log/state", "log/000000000001.log"] {
+        let to = dir.path().join(name);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(fixture.join(name), to).unwrap();
+    }
+    let snapshot = "snapshots/00000000000000000029-1.snapshot";
+    std::fs::create_dir_all(dir.path().join("snapshots")).unwrap();
+    std::fs::copy(fixture.join(snapshot), dir.path().join(snapshot)).unwrap();
+    let log = dir.path().join("log/000000000001.log");
+    std::fs::OpenOptions::new().write(true).open(log).unwrap().set_len(32 << 20).unwrap();
+    let open = || async {
+        let config = StoreConfig {
+            name: "old".to_owned(),
+            address: "127.0.0.1:7443".to_owned(),
+            ..StoreConfig::new(dir.path())
+        };
+        Store::open(config).await.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let store = open().await;
+    assert_eq!(store.cluster_id(), "13d821e8-3d30-42f9-91d5-820b79cadb9d");
+    for n in 1..=45 {
+        assert_eq!(value(&store, &format!("n{n}")), Some(format!("v{n}")));
+    }
+    assert_eq!(value(&store, "one").as_deref(), Some("1"));
+    // It learns its name and address, which were not written then.
+    until("its address", || store.members()[0].address == "127.0.0.1:7443").await;
+    put(&store, "one", "2").await.unwrap();
+    store.shutdown().await.unwrap();
+    let store = open().await;
+    assert_eq!(value(&store, "one").as_deref(), Some("2"));
+    assert_eq!(store.members()[0].name, "old");
+    store.shutdown().await.unwrap();
+}
