@@ -295,10 +295,7 @@ impl Control for Scripted {
     ) -> Result<Response<Self::OpenStream>, Status> {
         Err(Status::unimplemented("open"))
     }
-    async fn can_i(
-        &self,
-        _: Request<v1::CanIRequest>,
-    ) -> Result<Response<v1::CanIReply>, Status> {
+    async fn can_i(&self, _: Request<v1::CanIRequest>) -> Result<Response<v1::CanIReply>, Status> {
         Err(Status::unimplemented("can_i"))
     }
     async fn list_rules(

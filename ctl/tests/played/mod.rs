@@ -294,10 +294,7 @@ impl Control for Played {
     ) -> Result<Response<Self::BeatsStream>, Status> {
         Err(Status::unimplemented("beats"))
     }
-    async fn can_i(
-        &self,
-        _: Request<v1::CanIRequest>,
-    ) -> Result<Response<v1::CanIReply>, Status> {
+    async fn can_i(&self, _: Request<v1::CanIRequest>) -> Result<Response<v1::CanIReply>, Status> {
         Err(Status::unimplemented("can_i"))
     }
     async fn list_rules(

@@ -85,10 +85,7 @@ fn check(object: &Object, problems: &mut Problems) {
             access::binding(&binding.role_ref, binding.subjects.as_deref(), false, problems);
         }
         Object::PodDisruptionBudget(budget) => disruption::check(&root, budget, problems),
-        Object::Namespace(_)
-        | Object::Node(_)
-        | Object::Endpoints(_)
-        | Object::Event(_) => {}
+        Object::Namespace(_) | Object::Node(_) | Object::Endpoints(_) | Object::Event(_) => {}
     }
 }
 
