@@ -111,7 +111,9 @@ impl Guard {
             self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
         }
         // A connection without TLS is the starter's: so are the other masters then.
-        let is_plain = parts.extensions.get::<Caller>().is_none() && acting.by.is_none();
+        let known = parts.extensions.get::<Caller>().is_some()
+            || parts.extensions.get::<Connection>().is_some();
+        let is_plain = !known && acting.by.is_none();
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
             Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
