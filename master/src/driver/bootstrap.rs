@@ -41,5 +41,5 @@ pub(super) async fn ensure_namespaces(store: &Store) -> Result<(), CommitError> 
     if ops.is_empty() {
         return Ok(());
     }
-    store.commit(Txn::of(ops)).await.map(drop)
+    store.commit_leading(Txn::of(ops)).await.map(drop)
 }

@@ -289,7 +289,7 @@ impl<S: Signals> Driver<S> {
         };
         let store = self.store.clone();
         self.commits.push(Box::pin(async move {
-            let result = store.commit(txn).await;
+            let result = store.commit_leading(txn).await;
             (item, result)
         }));
     }

@@ -21,7 +21,7 @@ pub(super) async fn ensure(store: &Store) -> Result<(), CommitError> {
     if ops.is_empty() {
         return Ok(());
     }
-    store.commit(Txn::of(ops)).await.map(drop)
+    store.commit_leading(Txn::of(ops)).await.map(drop)
 }
 
 fn missing(snapshot: &Snapshot) -> Vec<Op> {

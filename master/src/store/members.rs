@@ -193,8 +193,7 @@ impl Store {
             if taken.voter {
                 return Err(refused(format!(
                     "join as master {name}: a master of this name, id {} at {}, is a member \
-                     already; hint: if it is gone for good, say `timonctl master remove {name}` \
-                     first; else choose another --name",
+                     already; hint: give this one another --name",
                     taken.id, taken.address
                 )));
             }
@@ -233,7 +232,7 @@ impl Store {
         let changing = self.change_in_time(change);
         let late = |_| {
             refused(format!(
-                "no leader could do it within {} s; hint: see `timonctl master list`",
+                "no leader could do it within {} s; hint: see `timonctl cluster-info`",
                 (CHANGE_TIMEOUT * 2).as_secs()
             ))
         };

@@ -235,8 +235,25 @@ impl Store {
     /// Applies the transaction and answers once it is on disk. What this answers is in
     /// [`Self::snapshot`] already. When the caller goes away, the transaction may still be applied.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        self.in_time(self.commit_in_time(txn)).await
+    }
+
+    /// As [`Self::commit`], by this master as the leader or not at all: what a leader has decided is
+    /// not passed on to the one that came after it.
+    pub async fn commit_leading(&self, txn: Txn) -> Result<Committed, CommitError> {
+        self.in_time(async {
+            let encoded = self.encode(&txn)?;
+            self.commit_here(txn, encoded).await
+        })
+        .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, CommitError>>,
+    ) -> Result<T, CommitError> {
         let timeout = self.shared.commit_timeout;
-        tokio::time::timeout(timeout, self.commit_in_time(txn)).await.unwrap_or_else(|_| {
+        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
             Err(CommitError::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)))
         })
     }
