@@ -167,7 +167,7 @@ impl Cluster {
         if let Some(why) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(why);
         }
-        if self.world.now().as_millis() % LOOK.as_millis() == 0 {
+        if self.world.now().as_millis().is_multiple_of(LOOK.as_millis()) {
             for store in self.doors.iter().filter_map(Door::store) {
                 self.observer.observe(&store)?;
             }

@@ -184,7 +184,7 @@ impl Faults {
         network.heal();
         network.set_weather(CALM);
         self.disks.borrow_mut().clear();
-        (0..masters).for_each(|host| os::disarm(host));
+        (0..masters).for_each(os::disarm);
         self.tell(now, "the faults end".to_owned());
         std::mem::take(&mut self.starts).into_keys().collect()
     }
