@@ -1,5 +1,7 @@
 //! Real handshakes over loopback: who is believed, who is refused, and with what words.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::io;
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use timonier_identity::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -184,8 +188,8 @@ async fn a_dial_says_what_is_wrong() {
 fn the_provider_is_installed_once_and_for_all() {
     install_provider();
     install_provider();
-    let installed = tokio_rustls::rustls::crypto::CryptoProvider::get_default();
+    let installed = CryptoProvider::get_default();
     assert!(installed.is_some());
     // Builders that choose the provider by themselves find exactly one.
-    let _ = tokio_rustls::rustls::ClientConfig::builder();
+    let _ = ClientConfig::builder();
 }
