@@ -13,7 +13,7 @@ use timonier_agent::config::{HostConfig, Invocation, RunConfig};
 use timonier_agent::lease::{LEASE_FILE, Lease, WATCHDOG_LOCK_FILE, Watchdog};
 use timonier_agent::runtime::docker::Docker;
 use timonier_agent::session::{
-    Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
+    MASTERS_FILE, Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
 };
 use timonier_agent::telemetry::{HostFacts, capacity};
 use timonier_agent::{lease, net, pods};
@@ -112,6 +112,7 @@ async fn run_agent(config: RunConfig) -> Result<()> {
     let session = Session::new(
         SessionConfig {
             masters: config.masters(),
+            data_dir: config.host.data_dir.clone(),
             node_name: config.host.node_name.clone(),
             agent_id: uuid::Uuid::new_v4().to_string(),
             address,
@@ -174,7 +175,7 @@ fn remove_files(data_dir: &Path) -> Result<()> {
             _ => {}
         }
     }
-    for name in [STATE_FILE, LEASE_FILE, WATCHDOG_LOCK_FILE, LOCK_FILE] {
+    for name in [STATE_FILE, LEASE_FILE, WATCHDOG_LOCK_FILE, MASTERS_FILE, LOCK_FILE] {
         let path = data_dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if !missing(&error) => {

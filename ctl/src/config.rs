@@ -26,6 +26,9 @@ pub struct Context {
     /// Masters as `host:port`, tried in turn.
     #[serde(default)]
     pub servers: Vec<String>,
+    /// All masters, as one of them told at the last command; tried after `servers`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masters: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
@@ -140,8 +143,15 @@ pub fn target(
     let typed = server.map(|list| list.split(',').map(str::trim).map(with_port).collect());
     let servers = typed
         .or_else(|| {
-            let servers = &context?.servers;
-            (!servers.is_empty()).then(|| servers.iter().map(|s| with_port(s)).collect())
+            let context = context?;
+            let mut servers: Vec<String> = Vec::new();
+            for server in context.servers.iter().chain(&context.masters) {
+                let server = with_port(server);
+                if !servers.contains(&server) {
+                    servers.push(server);
+                }
+            }
+            (!servers.is_empty()).then_some(servers)
         })
         .unwrap_or_else(|| vec![format!("127.0.0.1:{DEFAULT_MASTER_PORT}")]);
     let from_context = context.and_then(|c| c.namespace.clone());
@@ -170,6 +180,26 @@ pub fn with_port(server: &str) -> String {
         (true, _) => bare.to_owned(),
         (false, true) => format!("[{bare}]:{DEFAULT_MASTER_PORT}"),
         (false, false) => format!("{bare}:{DEFAULT_MASTER_PORT}"),
+    }
+}
+
+/// Keeps what was learned of the masters in the context that was used, for when its servers are
+/// away. Best effort: a command that has done its work does not fail for this.
+pub fn keep_masters(path: &Path, context: Option<&str>, told: &[String]) {
+    if told.is_empty() {
+        return;
+    }
+    // Read again: another command may have changed it meanwhile.
+    let Ok(mut config) = Config::load(path) else { return };
+    let Some(name) = context.map(str::to_owned).or_else(|| config.current_context.clone()) else {
+        return;
+    };
+    let Some(context) = config.contexts.iter_mut().find(|context| context.name == name) else {
+        return;
+    };
+    if context.masters != told {
+        context.masters = told.to_vec();
+        let _ = config.save(path);
     }
 }
 
@@ -212,10 +242,11 @@ mod tests {
         *config.context_mut("lab") = Context {
             name: "lab".into(),
             servers: vec!["a:1".into(), "b".into()],
+            masters: vec!["b:7443".into(), "c:7443".into()],
             namespace: Some("team".into()),
         };
         let plain = target(&config, None, None, None).unwrap();
-        assert_eq!(plain.servers, ["a:1", "b:7443"]);
+        assert_eq!(plain.servers, ["a:1", "b:7443", "c:7443"]);
         assert_eq!((plain.namespace.as_str(), plain.namespace_typed), ("team", false));
         let typed = target(&config, None, Some("c,d:2"), Some("x")).unwrap();
         assert_eq!(typed.servers, ["c:7443", "d:2"]);

@@ -122,7 +122,11 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
     };
     let client = Client::new(target.servers.clone(), global.request_timeout.map(|d| d.0));
     let ctx = Ctx { client, target, out, config, config_path };
-    cli.command.run(&ctx).await
+    let result = cli.command.run(&ctx).await;
+    if server.is_none() {
+        config::keep_masters(&ctx.config_path, context, &ctx.client.told_masters());
+    }
+    result
 }
 
 /// The reference page of all commands, in Markdown, from their own help.

@@ -17,7 +17,9 @@ use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
 use crate::guard::Guard;
 use crate::incoming;
-use crate::peers::{self, JoinError, Joining, Lines, RaftService};
+use crate::masters::Masters;
+use crate::peers::{self, JoinError, Joining, Lines, Peers, RaftService};
+use crate::relay::Relays;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::{Start, Store, StoreConfig, StoreError};
 use crate::telemetry::Hub;
@@ -85,16 +87,17 @@ impl Master {
         let shutdown = CancellationToken::new();
         let hub = Hub::new();
         let settings = settings(&config);
+        let masters = Masters::of(Peers::new(store.clone(), lines), advertised(&config, addr));
         let sessions = Sessions::start(
             store.clone(),
             hub.clone(),
+            masters.clone(),
             SessionSettings {
                 cluster_range: config.cluster_range.clone(),
                 service_range: config.service_range.clone(),
                 heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
                 silence_max: config.node_grace,
                 fence_after_ms: u32::try_from(config.fence_after.as_millis()).unwrap_or(u32::MAX),
-                masters: vec![addr.to_string()],
             },
             shutdown.clone(),
         );
@@ -105,11 +108,13 @@ impl Master {
             streams: sessions.streams().clone(),
             guard: guard.clone(),
             settings: settings.clone(),
-            address: addr.to_string(),
+            masters: masters.clone(),
             shutdown: shutdown.clone(),
         });
+        let relays = Relays::start(hub.clone(), masters, shutdown.clone());
         let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
-        let server = tokio::spawn(serve(listener, door, guard, sessions, raft, shutdown.clone()));
+        let services = (door, guard, sessions, relays, raft);
+        let server = tokio::spawn(serve(listener, services, shutdown.clone()));
         info!(address = %addr, data = %config.data_dir.display(), "the master is up");
         Ok(RunningMaster { addr, store, shutdown, server, loops })
     }
@@ -161,12 +166,11 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+type Services = (Door, Guard, Sessions, Relays, RaftService);
+
 async fn serve(
     listener: TcpListener,
-    door: Door,
-    guard: Guard,
-    sessions: Sessions,
-    raft: RaftService,
+    (door, guard, sessions, relays, raft): Services,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = incoming::incoming(listener);
@@ -178,6 +182,7 @@ async fn serve(
         .layer(guard.layer())
         .add_service(door.service())
         .add_service(sessions.service())
+        .add_service(relays.service())
         .add_service(raft.service())
         .serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })
         .await

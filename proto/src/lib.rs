@@ -40,3 +40,11 @@ pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// The namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
+/// Request metadata: a write's id. Sent again with the same id, it is answered and not done again.
+pub const REQUEST_ID_HEADER: &str = "timonier-request-id";
+/// Longest id of a write, in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Request metadata: the id of the master that passes a request on. It is not passed on again.
+pub const PASSED_ON_HEADER: &str = "timonier-passed-on-by";
+/// Response metadata where there are several masters: the addresses of all, with commas between.
+pub const MASTERS_HEADER: &str = "timonier-masters";

@@ -23,12 +23,14 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Node, Ranges, Session};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Where there are other masters to try.
+const CONNECT_DEADLINE_OF_SEVERAL: Duration = Duration::from_secs(1);
 /// How long the master may take to register this node.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(15);
 /// A master that is silent is asked whether it is there…
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// …and given up after so long.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// …and given up after so long: the agent must be at another one before it counts as lost.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages on their way to the master.
 const OUTGOING_MESSAGES_MAX: usize = 16;
 /// Statuses in one batch, and batches that the master has not stored yet.
@@ -55,6 +57,7 @@ pub async fn run(session: &Session, master: &str) -> Ended {
     };
     let Opened { channel, outgoing, incoming, welcome } = opened;
     tracing::info!(master, range = welcome.pod_range, "session opened");
+    session.masters.tell(welcome.masters.clone());
     let node = &session.node;
     let period = session.config.heartbeat.unwrap_or_else(|| {
         Duration::from_millis(welcome.heartbeat_ms.max(HEARTBEAT_MS_MIN).into())
@@ -82,15 +85,21 @@ struct Opened {
     welcome: Welcome,
 }
 
-async fn open(session: &Session, master: &str) -> Result<Opened, String> {
+/// The one place where this agent opens a connection to a master.
+async fn dial(master: &str, deadline: Duration) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(format!("http://{master}"))
         .map_err(|error| format!("not an address: {error}"))?
-        .connect_timeout(CONNECT_DEADLINE)
+        .connect_timeout(deadline)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let channel =
-        endpoint.connect().await.map_err(|error| format!("cannot connect: {}", causes(&error)))?;
+    endpoint.connect().await.map_err(|error| format!("cannot connect: {}", causes(&error)))
+}
+
+async fn open(session: &Session, master: &str) -> Result<Opened, String> {
+    let several = session.masters.are_several();
+    let deadline = if several { CONNECT_DEADLINE_OF_SEVERAL } else { CONNECT_DEADLINE };
+    let channel = dial(master, deadline).await?;
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES_MAX);
     let hello = AgentMessage { message: Some(Up::Hello(session.hello().await)) };
     outgoing.try_send(hello).map_err(|_| "the queue to the master is full".to_owned())?;
@@ -228,6 +237,7 @@ async fn receive(
             }
             Some(Down::Lease(lease)) => node.lease().granted(lease.sequence),
             Some(Down::Open(open)) => serve(session, open, channel.clone()),
+            Some(Down::Masters(masters)) => session.masters.tell(masters.addresses),
             Some(Down::Welcome(_)) | None => {}
         }
     }

@@ -6,24 +6,31 @@
 #[doc(hidden)]
 pub mod assigned;
 mod link;
+mod masters;
 mod node;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use timonier_proto::v1::{Hello, NodeCapacity};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use self::masters::Masters;
 use crate::streams::Streams;
 use crate::telemetry::HostFacts;
 
+pub use masters::MASTERS_FILE;
 pub use node::{Node, NodeConfig, NodeNetwork, Ranges, STATE_FILE, StartNetwork, start_network};
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Agents that lost the same master dial the others within so long, not all at once.
+const SPREAD: Duration = Duration::from_millis(250);
 /// Short, because a master that has just started calls a node lost after a few seconds of silence.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// The same failure is logged again only after so long.
@@ -36,8 +43,10 @@ const STREAMS_MAX: usize = 128;
 /// What a session tells of its node once, and how it reaches the masters.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// `host:port` of each; tried in turn.
+    /// `host:port` of each; tried in turn, beside those that the masters tell of.
     pub masters: Vec<String>,
+    /// Where the latter are kept.
+    pub data_dir: PathBuf,
     pub node_name: String,
     /// Changes with each start of the agent.
     pub agent_id: String,
@@ -53,6 +62,9 @@ pub struct SessionConfig {
 /// The one session of this agent, dialled again whenever it breaks.
 pub struct Session {
     config: SessionConfig,
+    masters: Masters,
+    /// Dials so far.
+    dials: AtomicU64,
     node: Node,
     streams: Streams,
     /// Streams outlive the session that opened them.
@@ -64,15 +76,23 @@ impl Session {
         let finder = node.clone();
         let find = Arc::new(move |uid: &str| finder.find(uid));
         let streams = Streams::new(config.node_name.clone(), node.runtime().clone(), find);
-        Self { config, node, streams, stream_slots: Arc::new(Semaphore::new(STREAMS_MAX)) }
+        Self {
+            masters: Masters::open(config.masters.clone(), &config.data_dir),
+            dials: AtomicU64::new(0),
+            config,
+            node,
+            streams,
+            stream_slots: Arc::new(Semaphore::new(STREAMS_MAX)),
+        }
     }
 
     /// Dials masters in turn, for ever. Dropping it ends the session.
     pub async fn run(&self) {
         let mut delay = RETRY_FIRST;
         let mut told: Option<(String, Instant)> = None;
-        for master in self.config.masters.iter().cycle() {
-            let ended = link::run(self, master).await;
+        loop {
+            let master = self.masters.next();
+            let ended = link::run(self, &master).await;
             if ended.welcomed {
                 delay = RETRY_FIRST;
                 told = None;
@@ -81,6 +101,10 @@ impl Session {
             if told.as_ref().is_none_or(|(t, at)| *t != text || at.elapsed() > LOG_AGAIN) {
                 tracing::warn!("{text}; trying again");
                 told = Some((text, Instant::now()));
+            }
+            if ended.welcomed && self.masters.are_several() {
+                sleep(SPREAD.mul_f64(fastrand::f64())).await;
+                continue;
             }
             sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             delay = (delay * 2).min(RETRY_MAX);
@@ -113,6 +137,7 @@ impl Session {
             kernel: config.facts.kernel.clone(),
             os_image: config.facts.os_image.clone(),
             architecture: config.facts.architecture.clone(),
+            dial: self.dials.fetch_add(1, Ordering::Relaxed) + 1,
         }
     }
 }

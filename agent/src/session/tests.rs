@@ -13,8 +13,8 @@ use timonier_proto::v1::agent_message::Message as Up;
 use timonier_proto::v1::agent_server::{Agent, AgentServer};
 use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{
-    AgentMessage, AssignedService, Assignments, Hello, MasterMessage, NodeCapacity, StreamFrame,
-    Welcome,
+    AgentMessage, AssignedService, Assignments, Hello, MasterMessage, Masters, NodeCapacity,
+    StreamFrame, Welcome,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -60,6 +60,7 @@ impl Heard {
             pod_range: "10.244.7.0/24".into(),
             cluster_range: "10.244.0.0/16".into(),
             service_range: "10.96.0.0/16".into(),
+            masters: vec!["127.0.0.1:2".into()],
             ..Default::default()
         }))
         .await;
@@ -162,6 +163,7 @@ impl Lab {
         let config = SessionConfig {
             // The first is not there: masters are tried in turn.
             masters: vec!["127.0.0.1:1".into(), address],
+            data_dir: dir.path().to_owned(),
             node_name: "n1".into(),
             agent_id: "a1".into(),
             address: "10.0.0.1".into(),
@@ -215,9 +217,16 @@ async fn an_agent_says_who_it_is_and_how_it_is() {
     // Its ranges are kept for a start without a master.
     let state = std::fs::read_to_string(lab.dir.path().join("node.json")).unwrap();
     assert!(state.contains("10.244.7.0/24"), "{state}");
+    // The master tells of another one, which is kept.
+    session.say(Down::Masters(Masters { addresses: vec!["127.0.0.1:3".into()] })).await;
+    let path = lab.dir.path().join("masters.json");
+    let told = || std::fs::read_to_string(&path).unwrap_or_default();
+    eventually("the list of masters", || told() == r#"["127.0.0.1:3"]"#).await;
     // The master goes: the agent dials again and says what range it has.
     drop(session);
-    assert_eq!(lab.session().await.welcome().await.pod_range, "10.244.7.0/24");
+    let again = lab.session().await.welcome().await;
+    assert_eq!(again.pod_range, "10.244.7.0/24");
+    assert!(again.dial > hello.dial);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

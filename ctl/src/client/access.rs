@@ -20,8 +20,7 @@ pub struct Acting {
 }
 
 impl Acting {
-    fn request<T>(&self, message: T) -> Result<Request<T>, tonic::Status> {
-        let mut request = Request::new(message);
+    fn named<T>(&self, mut request: Request<T>) -> Result<Request<T>, tonic::Status> {
         let value = |text: &str| {
             text.parse()
                 .map_err(|_| tonic::Status::invalid_argument(format!("{text:?} is no name")))
@@ -38,8 +37,8 @@ impl Acting {
 
 impl Client {
     pub async fn can_i(&self, acting: &Acting, asked: &v1::CanIRequest) -> Outcome<v1::CanIReply> {
-        self.read(|mut control| {
-            let request = acting.request(asked.clone());
+        self.read(asked.clone(), |mut control, request| {
+            let request = acting.named(request);
             async move { control.can_i(request?).await }
         })
         .await
@@ -47,10 +46,10 @@ impl Client {
 
     /// Kubernetes' PolicyRules.
     pub async fn rules(&self, acting: &Acting, namespace: &str) -> Outcome<Vec<Value>> {
+        let message = v1::ListRulesRequest { namespace: namespace.to_owned() };
         let reply = self
-            .read(|mut control| {
-                let message = v1::ListRulesRequest { namespace: namespace.to_owned() };
-                let request = acting.request(message);
+            .read(message, |mut control, request| {
+                let request = acting.named(request);
                 async move { control.list_rules(request?).await }
             })
             .await?;
@@ -58,8 +57,8 @@ impl Client {
     }
 
     pub async fn who_am_i(&self, acting: &Acting) -> Outcome<v1::WhoAmIReply> {
-        self.read(|mut control| {
-            let request = acting.request(v1::WhoAmIRequest {});
+        self.read(v1::WhoAmIRequest {}, |mut control, request| {
+            let request = acting.named(request);
             async move { control.who_am_i(request?).await }
         })
         .await
@@ -70,9 +69,8 @@ impl Client {
         request: &v1::CreateTokenRequest,
     ) -> Outcome<v1::CreateTokenReply> {
         // A token more does no harm, so it may be asked for again.
-        self.read(|mut control| {
-            let request = request.clone();
-            async move { control.create_token(request).await }
+        self.read(request.clone(), |mut control, request| async move {
+            control.create_token(request).await
         })
         .await
     }

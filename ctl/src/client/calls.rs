@@ -55,10 +55,7 @@ impl Client {
     pub async fn get(&self, key: &ObjectKey) -> Outcome<Value> {
         let request = v1::GetRequest { r#ref: reference(key), linearizable: true };
         let reply = self
-            .read(|mut control| {
-                let request = request.clone();
-                async move { control.get(request).await }
-            })
+            .read(request, |mut control, request| async move { control.get(request).await })
             .await?;
         tree(&reply.json)
     }
@@ -80,10 +77,9 @@ impl Client {
         };
         let mut items = Vec::new();
         for _ in 0..PAGES_MAX {
-            let reply = self
-                .read(|mut control| {
-                    let request = request.clone();
-                    async move { control.list(request).await }
+            let reply =
+                self.read(request.clone(), |mut control, request| async move {
+                    control.list(request).await
                 })
                 .await?;
             for json in &reply.items {
@@ -104,10 +100,7 @@ impl Client {
             dry_run,
         };
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.create(request).await }
-            })
+            .write(request, |mut control, request| async move { control.create(request).await })
             .await?;
         tree(&reply.json)
     }
@@ -120,10 +113,7 @@ impl Client {
             status: false,
         };
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.update(request).await }
-            })
+            .write(request, |mut control, request| async move { control.update(request).await })
             .await?;
         tree(&reply.json)
     }
@@ -140,10 +130,7 @@ impl Client {
             dry_run,
         };
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.apply(request).await }
-            })
+            .write(request, |mut control, request| async move { control.apply(request).await })
             .await?;
         Ok((reply.result(), tree(&reply.json)?))
     }
@@ -169,10 +156,7 @@ impl Client {
             dry_run: false,
         };
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.patch(request).await }
-            })
+            .write(request, |mut control, request| async move { control.patch(request).await })
             .await?;
         tree(&reply.json)
     }
@@ -181,10 +165,7 @@ impl Client {
     pub async fn delete(&self, key: &ObjectKey, how: &Deletion) -> Outcome<bool> {
         let request = how.request(key);
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.delete(request).await }
-            })
+            .write(request, |mut control, request| async move { control.delete(request).await })
             .await?;
         Ok(reply.gone)
     }
@@ -192,17 +173,16 @@ impl Client {
     pub async fn evict(&self, key: &ObjectKey, how: &Deletion) -> Outcome<bool> {
         let request = how.request(key);
         let reply = self
-            .write(|mut control| {
-                let request = request.clone();
-                async move { control.evict(request).await }
-            })
+            .write(request, |mut control, request| async move { control.evict(request).await })
             .await?;
         Ok(reply.gone)
     }
 
     pub async fn cluster_info(&self) -> Outcome<v1::ClusterInfoReply> {
+        let request = v1::ClusterInfoRequest {};
         self.read(
-            |mut control| async move { control.cluster_info(v1::ClusterInfoRequest {}).await },
+            request,
+            |mut control, request| async move { control.cluster_info(request).await },
         )
         .await
     }
@@ -210,12 +190,18 @@ impl Client {
     /// Of the master that answers.
     pub async fn encryption_status(&self) -> Outcome<v1::EncryptionReply> {
         let request = v1::EncryptionStatusRequest {};
-        self.read(|mut control| async move { control.encryption_status(request).await }).await
+        self.read(request, |mut control, request| async move {
+            control.encryption_status(request).await
+        })
+        .await
     }
 
     pub async fn rotate_encryption(&self) -> Outcome<v1::EncryptionReply> {
         let request = v1::RotateEncryptionRequest {};
-        self.write(|mut control| async move { control.rotate_encryption(request).await }).await
+        self.write(request, |mut control, request| async move {
+            control.rotate_encryption(request).await
+        })
+        .await
     }
 
     /// One frame of usage.
@@ -230,11 +216,8 @@ impl Client {
         &self,
         request: v1::MonitorRequest,
     ) -> Outcome<tonic::Streaming<v1::MonitorFrame>> {
-        self.open(|mut control| {
-            let request = request.clone();
-            async move { control.monitor(request).await }
-        })
-        .await
+        self.open(request, |mut control, request| async move { control.monitor(request).await })
+            .await
     }
 }
 

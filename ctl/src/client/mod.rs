@@ -1,137 +1,230 @@
-//! The connection to a master: the first server that answers, a deadline on every call, and
-//! another try where a second one does no harm.
+//! The connection to a master: the first one that answers, a deadline on every call, and another
+//! try, at the next master, where a second one does no harm.
 //!
 //! Only what is asked of the network lives here; what an answer means is the verbs' business.
 
 pub mod access;
 pub mod calls;
+mod retry;
 mod watch;
 
 pub use watch::{Seen, Watch};
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use timonier_proto::MESSAGE_BYTES_MAX;
+use timonier_proto::v1::StreamFrame;
 use timonier_proto::v1::control_client::ControlClient;
-use tokio::sync::Mutex;
+use timonier_proto::{MASTERS_HEADER, MESSAGE_BYTES_MAX};
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
+use self::retry::{Policy, is_broken};
 use crate::error::{Failure, Outcome, fail};
 
 pub type Control = ControlClient<Channel>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Where there are other masters to try.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 /// Deadline of a call unless `--request-timeout` says otherwise.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a call that failed for want of a master is sent again.
-const TRIES_MAX: u32 = 4;
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// How long a stream to a node may be refused: its agent may be on its way to another master.
+const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Masters that are remembered of those that a master tells of.
+const MASTERS_MAX: usize = 16;
 
 /// Clones share the connection.
 #[derive(Clone)]
 pub struct Client {
-    servers: Arc<Vec<String>>,
-    current: Arc<Mutex<Option<Control>>>,
+    shared: Arc<Shared>,
     timeout: Duration,
+}
+
+struct Shared {
+    servers: Lock<Servers>,
+    current: Mutex<Option<Connected>>,
+}
+
+/// The masters that are known.
+#[derive(Debug, Default)]
+struct Servers {
+    /// As they were given, then those that were learned of.
+    addresses: Vec<String>,
+    /// All of them, as the last answer had them; empty while nothing was told.
+    told: Vec<String>,
+    /// Where to begin at the next connect.
+    next: usize,
+    /// Counts connections; 0 before the first.
+    links: u64,
+}
+
+struct Connected {
+    link: u64,
+    control: Control,
 }
 
 impl Client {
     /// Connects at the first call.
     pub fn new(servers: Vec<String>, timeout: Option<Duration>) -> Self {
+        let servers = Lock::new(Servers { addresses: servers, ..Default::default() });
         Self {
-            servers: Arc::new(servers),
-            current: Arc::new(Mutex::new(None)),
+            shared: Arc::new(Shared { servers, current: Mutex::new(None) }),
             timeout: timeout.unwrap_or(CALL_TIMEOUT),
         }
     }
 
-    /// A connected client, from the first server that accepts.
-    pub async fn control(&self) -> Outcome<Control> {
-        let mut current = self.current.lock().await;
-        if let Some(control) = &*current {
-            return Ok(control.clone());
+    /// The addresses of all masters, as one of them told; empty where nothing was told.
+    pub fn told_masters(&self) -> Vec<String> {
+        self.servers().told.clone()
+    }
+
+    /// The connection, made to the first master that accepts where there is none; with its number.
+    async fn connected(&self) -> Outcome<(u64, Control)> {
+        let mut current = self.shared.current.lock().await;
+        if let Some(connected) = &*current {
+            return Ok((connected.link, connected.control.clone()));
         }
+        let (addresses, first) = {
+            let servers = self.servers();
+            (servers.addresses.clone(), servers.next)
+        };
+        let patience =
+            if addresses.len() > 1 { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
         let mut reasons = Vec::new();
-        for server in self.servers.iter() {
-            match connect(server).await {
+        for index in 0..addresses.len() {
+            let index = (first + index) % addresses.len();
+            let server = &addresses[index];
+            match connect(server, patience).await {
                 Ok(control) => {
-                    *current = Some(control.clone());
-                    return Ok(control);
+                    let link = {
+                        let mut servers = self.servers();
+                        servers.next = index;
+                        servers.links += 1;
+                        servers.links
+                    };
+                    *current = Some(Connected { link, control: control.clone() });
+                    return Ok((link, control));
                 }
                 Err(reason) => reasons.push(format!("connect to master {server}: {reason}")),
             }
         }
-        Err(unreachable(&reasons, &self.servers))
+        Err(unreachable(&reasons, &addresses))
     }
 
-    async fn forget(&self) {
-        *self.current.lock().await = None;
-    }
-
-    /// A call that only reads: tried again, on the next server, while no master answers.
-    pub async fn read<T, F, R>(&self, call: F) -> Outcome<T>
-    where
-        F: Fn(Control) -> R,
-        R: Future<Output = Result<Response<T>, Status>>,
-    {
-        self.tried(call, |_| true).await
-    }
-
-    /// A call that writes: tried again only where the master said that it did nothing.
-    pub async fn write<T, F, R>(&self, call: F) -> Outcome<T>
-    where
-        F: Fn(Control) -> R,
-        R: Future<Output = Result<Response<T>, Status>>,
-    {
-        self.tried(call, |status| !status.details().is_empty()).await
-    }
-
-    async fn tried<T, F, R>(&self, call: F, safe: impl Fn(&Status) -> bool) -> Outcome<T>
-    where
-        F: Fn(Control) -> R,
-        R: Future<Output = Result<Response<T>, Status>>,
-    {
-        let mut pause = BACKOFF_FIRST;
-        for attempt in 1.. {
-            let control = self.control().await?;
-            let status = match tokio::time::timeout(self.timeout, call(control)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => return Err(self.too_late()),
-            };
-            let again = status.code() == Code::Unavailable && attempt < TRIES_MAX && safe(&status);
-            if status.code() == Code::Unavailable && status.details().is_empty() {
-                self.forget().await;
-            }
-            if !again {
-                return Err(self.explained(status));
-            }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+    /// Gives this connection up, if it still is the one; the next master is tried first then.
+    async fn leave(&self, link: u64) {
+        let mut current = self.shared.current.lock().await;
+        if current.as_ref().is_some_and(|connected| connected.link == link) {
+            *current = None;
+            let mut servers = self.servers();
+            servers.next = (servers.next + 1) % servers.addresses.len().max(1);
         }
-        unreachable!("the last attempt returns")
     }
 
-    /// Opens a stream; only the opening has the deadline.
-    pub async fn open<T, F, R>(&self, call: F) -> Outcome<T>
+    fn was_connected(&self) -> bool {
+        self.servers().links > 0
+    }
+
+    fn knows_others(&self) -> bool {
+        self.servers().addresses.len() > 1
+    }
+
+    /// Takes in what an answer says of the masters.
+    fn learn(&self, metadata: &MetadataMap) {
+        let Some(text) = metadata.get(MASTERS_HEADER).and_then(|value| value.to_str().ok()) else {
+            return;
+        };
+        let told = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let told: Vec<String> = told.take(MASTERS_MAX).map(str::to_owned).collect();
+        let mut servers = self.servers();
+        if servers.told == told {
+            return;
+        }
+        for address in &told {
+            if !servers.addresses.contains(address) {
+                servers.addresses.push(address.clone());
+            }
+        }
+        servers.told = told;
+    }
+
+    fn servers(&self) -> MutexGuard<'_, Servers> {
+        // Every change under the lock is complete in itself.
+        self.shared.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn named(&self) -> String {
+        self.servers().addresses.join(", ")
+    }
+
+    /// A call that only reads.
+    async fn read<Q, A, F, R>(&self, message: Q, call: F) -> Outcome<A>
     where
-        F: Fn(Control) -> R,
-        R: Future<Output = Result<Response<T>, Status>>,
+        Q: Clone,
+        F: Fn(Control, Request<Q>) -> R,
+        R: Future<Output = Result<Response<A>, Status>>,
     {
-        self.tried(call, |_| true).await
+        self.tried(&Policy::read(self.timeout), message, call).await
+    }
+
+    /// A call that writes: done once, however often it has to be sent.
+    async fn write<Q, A, F, R>(&self, message: Q, call: F) -> Outcome<A>
+    where
+        Q: Clone,
+        F: Fn(Control, Request<Q>) -> R,
+        R: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.tried(&Policy::write(self.timeout), message, call).await
+    }
+
+    /// Opens a stream of answers; only the opening has the deadline.
+    pub async fn open<Q, A, F, R>(&self, message: Q, call: F) -> Outcome<A>
+    where
+        Q: Clone,
+        F: Fn(Control, Request<Q>) -> R,
+        R: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.tried(&Policy::read(self.timeout), message, call).await
+    }
+
+    /// Opens a stream in both directions, with its first frame sent; at most `queued_max` frames
+    /// wait to be sent.
+    pub async fn converse<F, R>(
+        &self,
+        first: StreamFrame,
+        queued_max: usize,
+        timeout: Duration,
+        call: F,
+    ) -> Outcome<(mpsc::Sender<StreamFrame>, Streaming<StreamFrame>)>
+    where
+        F: Fn(Control, ReceiverStream<StreamFrame>) -> R,
+        R: Future<Output = Result<Response<Streaming<StreamFrame>>, Status>>,
+    {
+        let policy = Policy::stream(timeout, STREAM_PATIENCE);
+        self.tried(&policy, first, |control, request| {
+            let (sender, frames) = mpsc::channel(queued_max.max(1));
+            let queued = sender.try_send(request.into_inner());
+            let opened = call(control, ReceiverStream::new(frames));
+            async move {
+                queued.map_err(|_| Status::internal("the queue is full"))?;
+                Ok(opened.await?.map(|frames| (sender, frames)))
+            }
+        })
+        .await
     }
 
     /// A status as a failure; a broken transport says which master was lost and why.
     pub fn explained(&self, status: Status) -> Failure {
-        if status.code() == Code::Unavailable && status.details().is_empty() {
+        if is_broken(&status) || is_away(&status) {
             let reason = root_cause(&status).unwrap_or_else(|| status.message().to_owned());
-            let servers = self.servers.join(", ");
-            return fail(format!("talk to master {servers}: {reason}"))
+            return fail(format!("talk to master {}: {reason}", self.named()))
                 .hint("the master may have stopped; timonctl lab status tells for the lab");
         }
         if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
@@ -143,23 +236,23 @@ impl Client {
     }
 
     fn too_late(&self) -> Failure {
-        fail(format!(
-            "master {} did not answer within {} s",
-            self.servers.join(", "),
-            self.timeout.as_secs()
-        ))
-        .hint("--request-timeout sets how long to wait")
+        fail(format!("master {} did not answer within {} s", self.named(), self.timeout.as_secs()))
+            .hint("--request-timeout sets how long to wait")
     }
 }
 
-async fn connect(server: &str) -> Result<Control, String> {
+fn is_away(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.details().is_empty()
+}
+
+async fn connect(server: &str, patience: Duration) -> Result<Control, String> {
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .map_err(|error| format!("not an address: {error}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(patience)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT * 2, endpoint.connect());
+    let connecting = tokio::time::timeout(patience * 2, endpoint.connect());
     match connecting.await {
         Ok(Ok(channel)) => Ok(ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

@@ -6,16 +6,15 @@ use std::time::Duration;
 use serde_json::Value;
 use timonier_proto::v1::{self, WatchEvent, watch_event};
 use timonier_proto::{ApiError, Kind, Reason};
-use tokio::time::Instant;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::Client;
 use super::calls::{Filter, tree};
-use crate::error::{Failure, Outcome};
+use super::retry::{Backoff, Policy, is_broken};
+use super::{Client, Control};
+use crate::error::Outcome;
 
 /// How long masters may be away before a watch gives up.
 const AWAY_MAX: Duration = Duration::from_secs(60);
-const RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
 /// What a watch saw.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,8 +30,15 @@ pub struct Watch {
     client: Client,
     request: v1::WatchRequest,
     stream: Option<Streaming<WatchEvent>>,
-    away_since: Option<Instant>,
+    backoff: Backoff,
     reset: bool,
+}
+
+async fn open(
+    mut control: Control,
+    request: Request<v1::WatchRequest>,
+) -> Result<Response<Streaming<WatchEvent>>, Status> {
+    control.watch(request).await
 }
 
 impl Client {
@@ -49,17 +55,12 @@ impl Client {
             field_selector: filter.fields.clone(),
             from_revision: None,
         };
-        let stream = self
-            .open(|mut control| {
-                let request = request.clone();
-                async move { control.watch(request).await }
-            })
-            .await?;
+        let stream = self.open(request.clone(), open).await?;
         Ok(Watch {
             client: self.clone(),
             request,
             stream: Some(stream),
-            away_since: None,
+            backoff: Backoff::default(),
             reset: false,
         })
     }
@@ -79,7 +80,7 @@ impl Watch {
             };
             match stream.message().await {
                 Ok(Some(event)) => {
-                    self.away_since = None;
+                    self.backoff = Backoff::default();
                     self.remember(&event);
                     if let Some(seen) = decode(&event)? {
                         return Ok(seen);
@@ -109,25 +110,15 @@ impl Watch {
             self.reset = true;
             return Ok(());
         }
-        let transient = matches!(
-            status.code(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::Aborted
-        );
-        if transient { Ok(()) } else { Err(self.client.explained(status)) }
+        let code = status.code();
+        let transient = matches!(code, Code::Unavailable | Code::Cancelled | Code::Aborted);
+        if transient || is_broken(&status) { Ok(()) } else { Err(self.client.explained(status)) }
     }
 
     async fn reopen(&mut self) -> Outcome {
-        let since = *self.away_since.get_or_insert_with(Instant::now);
-        tokio::time::sleep(RETRY_INTERVAL).await;
-        self.client.forget().await;
-        let request = self.request.clone();
-        let opened = self
-            .client
-            .open(|mut control| {
-                let request = request.clone();
-                async move { control.watch(request).await }
-            })
-            .await;
+        tokio::time::sleep(self.backoff.next()).await;
+        let policy = Policy::resume(AWAY_MAX, AWAY_MAX);
+        let opened = self.client.tried(&policy, self.request.clone(), open).await;
         match opened {
             Ok(stream) => {
                 self.stream = Some(stream);
@@ -137,11 +128,7 @@ impl Watch {
                 self.request.from_revision = None;
                 self.reset = true;
             }
-            Err(failure @ Failure::Server { .. }) if !failure.is_reason(Reason::Unavailable) => {
-                return Err(failure);
-            }
-            Err(failure) if since.elapsed() > AWAY_MAX => return Err(failure),
-            Err(_) => {}
+            Err(failure) => return Err(failure),
         }
         Ok(())
     }

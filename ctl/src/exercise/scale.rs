@@ -316,10 +316,10 @@ async fn follow_beats(
     let mut is_lost = false;
     loop {
         let opened = client
-            .open(|mut control| {
-                let request = request.clone();
-                async move { control.beats(request).await }
-            })
+            .open(
+                request.clone(),
+                |mut control, request| async move { control.beats(request).await },
+            )
             .await;
         let why = match opened {
             Ok(stream) => {

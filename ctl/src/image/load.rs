@@ -11,7 +11,6 @@ use timonier_proto::v1::stream_frame::Frame;
 use timonier_proto::v1::{ImageOffer, ImageWant, StreamFrame, StreamRequest, stream_request};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::archive::{Archive, Image, Piece};
@@ -223,18 +222,14 @@ impl Talk {
     /// Offers, and hears all nodes.
     async fn open(ctx: &Ctx, offer: ImageOffer) -> Outcome<Self> {
         let mut silent: BTreeSet<String> = offer.nodes.iter().cloned().collect();
-        let (outgoing, frames) = mpsc::channel(CHUNKS_QUEUED_MAX);
         let request = StreamRequest { request: Some(stream_request::Request::Image(offer)) };
-        outgoing
-            .try_send(StreamFrame { frame: Some(Frame::Request(request)) })
-            .map_err(|_| fail("offer an image: the queue is full"))?;
-        let mut control = ctx.client.control().await?;
-        let opened = timeout(WANT_TIMEOUT, control.load_image(ReceiverStream::new(frames))).await;
-        let incoming = match opened {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(ctx.client.explained(status)),
-            Err(_) => return bail("offer an image: the master does not answer"),
-        };
+        let first = StreamFrame { frame: Some(Frame::Request(request)) };
+        let (outgoing, incoming) = ctx
+            .client
+            .converse(first, CHUNKS_QUEUED_MAX, WANT_TIMEOUT, |mut control, frames| async move {
+                control.load_image(frames).await
+            })
+            .await?;
         let mut talk = Self {
             outgoing: Some(outgoing),
             incoming,

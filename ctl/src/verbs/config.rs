@@ -77,7 +77,10 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
                 return bail("no server was named; give HOST:PORT");
             }
             ctx.out.line(format!("Context {name:?} uses {}.", list.join(", ")))?;
-            config.context_mut(&name).servers = list;
+            let context = config.context_mut(&name);
+            context.servers = list;
+            // Those of another cluster, perhaps.
+            context.masters.clear();
             config.current_context.get_or_insert(name);
             config.save(&ctx.config_path)
         }

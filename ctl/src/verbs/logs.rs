@@ -9,6 +9,7 @@ use timonier_proto::Kind;
 use timonier_proto::v1::{LogsRequest, StreamFrame, StreamRequest, stream_frame, stream_request};
 
 use crate::cli::duration::Span;
+use crate::client::CALL_TIMEOUT;
 use crate::context::Ctx;
 use crate::error::{Failure, Outcome, bail, fail};
 use crate::fields::Fields;
@@ -257,19 +258,14 @@ pub async fn open(
     ctx: &Ctx,
     request: stream_request::Request,
 ) -> Outcome<(tokio::sync::mpsc::Sender<StreamFrame>, tonic::Streaming<StreamFrame>)> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(FRAMES_QUEUED_MAX);
     let first = StreamFrame {
         frame: Some(stream_frame::Frame::Request(StreamRequest { request: Some(request) })),
     };
-    sender.try_send(first).map_err(|_| fail("open a stream: the queue is full"))?;
-    let mut control = ctx.client.control().await?;
-    let outgoing = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let opened = tokio::time::timeout(crate::client::CALL_TIMEOUT, control.open(outgoing)).await;
-    match opened {
-        Ok(Ok(response)) => Ok((sender, response.into_inner())),
-        Ok(Err(status)) => Err(ctx.client.explained(status)),
-        Err(_) => bail("the master did not open the stream in time"),
-    }
+    ctx.client
+        .converse(first, FRAMES_QUEUED_MAX, CALL_TIMEOUT, |mut control, frames| async move {
+            control.open(frames).await
+        })
+        .await
 }
 
 /// Puts a prefix in front of whole lines, so that those of several pods do not mix.

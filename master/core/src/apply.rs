@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod, PodCondition, PodStatus};
 use timonier_proto::{Kinded, Object, ObjectKey};
 
+use crate::ipam;
 use crate::object::{after_seconds, is_ending, node_of, stored_time};
 use crate::op::{Change, Op, Precondition, Rejection, Txn};
 use crate::policy;
@@ -83,6 +84,10 @@ impl Snapshot {
                 Err(Rejection::Conflict { key: key.clone(), expected: *expected, found })
             }
             Precondition::Uid(key, uid) => self.existing(key, Some(uid)).map(drop),
+            Precondition::Free { what, by } => match ipam::holder(self, what, by) {
+                Some(by) => Err(Rejection::Taken { what: what.to_string(), by }),
+                None => Ok(()),
+            },
         }
     }
 

@@ -95,6 +95,7 @@ impl Cluster {
             connected: true,
             host: HostUsage::default(),
             not_ready: None,
+            master_away_since: None,
         };
         self.telemetry.nodes.insert(node.to_owned(), signal);
         self.signalled();

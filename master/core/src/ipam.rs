@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use k8s_openapi::api::core::v1::{Node, Service};
-use timonier_proto::NODE_PORTS;
+use k8s_openapi::api::core::v1::{Node, Service, ServiceSpec};
+use timonier_proto::{NODE_PORTS, ObjectKey};
 
+use crate::object::key_of;
+use crate::op::Claimed;
 use crate::snapshot::Snapshot;
 
 /// Prefix length of a node's own pod range: 254 pods a node.
@@ -157,6 +159,17 @@ pub fn node_range(
     node_range_beside(snapshot, cluster_range, node, preferred, &BTreeSet::new())
 }
 
+/// Some /24 of the cluster's range, perhaps taken: where to look when the first free one was given
+/// away by another master.
+pub fn some_node_range(cluster_range: &str, seed: u64) -> Result<String, IpamError> {
+    let cluster = Range::parse(cluster_range)?;
+    let step = 1_u32 << (32 - NODE_PREFIX_BITS);
+    let count = (cluster.size() / step).saturating_sub(1).max(1);
+    let index = 1 + u32::try_from(seed % u64::from(count)).expect("below a u32");
+    let base = cluster.base + index * step;
+    Ok(Range { base, prefix_bits: NODE_PREFIX_BITS }.to_string())
+}
+
 /// As [`node_range`]; `also_taken` are ranges that are being given to other nodes just now.
 pub fn node_range_beside(
     snapshot: &Snapshot,
@@ -193,6 +206,37 @@ pub fn node_range_beside(
         })
         .find(|range| !taken.contains(range.as_str()))
         .ok_or_else(|| IpamError::RangesExhausted(cluster.to_string()))
+}
+
+/// The object, other than `except`, that has it.
+pub fn holder(snapshot: &Snapshot, what: &Claimed, except: &ObjectKey) -> Option<ObjectKey> {
+    match what {
+        Claimed::ServiceAddress(address) => service_with(snapshot, except, |spec| {
+            spec.cluster_ip.as_deref() == Some(address.as_str())
+        }),
+        Claimed::NodePort(port) => service_with(snapshot, except, |spec| {
+            let mut ports = spec.ports.iter().flatten();
+            ports.any(|p| p.node_port == Some(i32::from(*port)))
+        }),
+        Claimed::PodRange(range) => snapshot
+            .list::<Node>(None)
+            .find(|node| {
+                let has = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref());
+                has == Some(range.as_str()) && key_of(&***node) != *except
+            })
+            .map(|node| key_of(&**node)),
+    }
+}
+
+fn service_with(
+    snapshot: &Snapshot,
+    except: &ObjectKey,
+    has: impl Fn(&ServiceSpec) -> bool,
+) -> Option<ObjectKey> {
+    snapshot
+        .list::<Service>(None)
+        .find(|s| s.spec.as_ref().is_some_and(&has) && key_of(&***s) != *except)
+        .map(|service| key_of(&**service))
 }
 
 #[cfg(test)]

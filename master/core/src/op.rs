@@ -49,6 +49,32 @@ pub enum Precondition {
     /// Unchanged since it was read.
     Revision(ObjectKey, u64),
     Uid(ObjectKey, String),
+    /// Nothing but this object has it: several masters give such things away at the same time.
+    Free {
+        what: Claimed,
+        by: ObjectKey,
+    },
+}
+
+/// What only one object may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Claimed {
+    /// A service's `clusterIP`.
+    ServiceAddress(String),
+    /// A service's `nodePort`.
+    NodePort(u16),
+    /// A node's `podCIDR`.
+    PodRange(String),
+}
+
+impl std::fmt::Display for Claimed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ServiceAddress(address) => write!(f, "service address {address}"),
+            Self::NodePort(port) => write!(f, "node port {port}"),
+            Self::PodRange(range) => write!(f, "pod range {range}"),
+        }
+    }
 }
 
 /// All operations or none. With an `id`, a repeated proposal is answered and not applied again.
@@ -82,6 +108,8 @@ pub enum Rejection {
     AlreadyBound { key: ObjectKey, node: String },
     #[error("{} {:?} is forbidden: {why}", key.kind.info().plural, key.name)]
     OverQuota { key: ObjectKey, why: String },
+    #[error("{what} was given to {by} meanwhile")]
+    Taken { what: String, by: ObjectKey },
     #[error("{key}: {why}")]
     Invalid { key: ObjectKey, why: String },
 }

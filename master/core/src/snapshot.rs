@@ -104,6 +104,11 @@ impl Snapshot {
         self.indexed(&self.by_owner, uid).filter_map(T::from_object)
     }
 
+    /// The revision after the transaction with this id, while it is remembered.
+    pub fn answered_at(&self, id: &str) -> Option<u64> {
+        self.answered.get(id).copied()
+    }
+
     /// The last transactions that had an id, oldest first, with the revision after each.
     pub fn answered(&self) -> impl Iterator<Item = (&str, u64)> {
         self.answered_order

@@ -39,7 +39,7 @@ pub struct Settings {
 /// Soft state out of the agents' sessions: never in the log, lost with the master.
 #[derive(Debug, Clone, Default)]
 pub struct Telemetry {
-    /// When this master began to listen; nothing can be called lost before a grace after it.
+    /// When this master began to listen, or to lead; nothing can be called lost before a grace after it.
     pub since: Timestamp,
     pub nodes: HashMap<String, NodeSignal>,
     /// By LatencyAutoscaler (namespace/name): each pod's samples of the last seconds.
@@ -53,6 +53,9 @@ pub struct NodeSignal {
     pub host: HostUsage,
     /// Why the node cannot run pods, as its agent says; `None` when it can.
     pub not_ready: Option<(String, String)>,
+    /// The master that has the agent's session has said nothing since; `None` while it is there, or
+    /// when this master has the session.
+    pub master_away_since: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -61,6 +61,9 @@ pub trait Signals: Clone + Send + Sync + 'static {
     /// Resolves when an agent connected, disconnected, or became able or unable to run pods since
     /// the last call. May resolve too often.
     fn changed(&self) -> impl Future<Output = ()> + Send;
+
+    /// This master leads from now on: agents are given time before they count as lost.
+    fn lead(&self) {}
 }
 
 /// Runs until `shutdown`; works while this master leads.
@@ -80,6 +83,7 @@ pub async fn run<S: Signals>(
             return;
         }
         info!("this master leads: running the control loops");
+        signals.lead();
         let mut driver = Driver::new(store.clone(), signals.clone(), settings.clone());
         let lost = async { leadership.wait_for(|leads| !*leads).await.map(drop) };
         tokio::select! {

@@ -31,6 +31,7 @@ impl FakeHub {
             connected: true,
             host: Default::default(),
             not_ready: None,
+            master_away_since: None,
         };
         self.telemetry.lock().unwrap().nodes.insert(node.to_owned(), signal);
         self.notify.notify_one();

@@ -1,7 +1,8 @@
 //! Service addresses and node ports, out of what the snapshot shows to be free.
 //!
-//! The caller holds the door's allocation lock from the snapshot to the commit: services are written
-//! through this door alone, so nobody takes the same address in between.
+//! The caller holds the door's allocation lock from the snapshot to the commit, so that two requests
+//! at this master seldom choose the same. What other masters give away meanwhile is seen by the
+//! store: what was chosen here must be free when it is applied.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -9,14 +10,28 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use timonier_master_core::ipam::{self, IpamError};
+use timonier_master_core::op::{Claimed, Precondition};
 use timonier_master_core::snapshot::Snapshot;
-use timonier_proto::{ApiError, Kinded, Object, Reason};
+use timonier_proto::{ApiError, Kinded, Object, ObjectKey, Reason};
 
 /// Addresses and ports that other operations of the same request have got.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     addresses: BTreeSet<Ipv4Addr>,
     ports: BTreeSet<u16>,
+    /// The same for the store, which knows what other masters have given away.
+    free: Vec<Precondition>,
+}
+
+impl Taken {
+    /// What must hold when the request is applied.
+    pub fn preconditions(&mut self) -> Vec<Precondition> {
+        std::mem::take(&mut self.free)
+    }
+
+    fn claim(&mut self, what: Claimed, by: &ObjectKey) {
+        self.free.push(Precondition::Free { what, by: by.clone() });
+    }
 }
 
 /// Different addresses tried before the request is refused, when operations of one request collide.
@@ -47,6 +62,7 @@ pub(super) fn allocate(
         let address = free_address(snapshot, range, wanted, &taken.addresses)
             .map_err(|error| refuse("spec.clusterIPs", error))?;
         taken.addresses.insert(address);
+        taken.claim(Claimed::ServiceAddress(address.to_string()), &key);
         spec.cluster_ip = Some(address.to_string());
     }
     spec.cluster_ips = spec.cluster_ip.clone().map(|address| vec![address]);
@@ -70,6 +86,7 @@ pub(super) fn allocate(
             let free = ipam::node_port(snapshot, wanted, &taken.ports, fastrand::u64(..))
                 .map_err(|error| refuse(&format!("spec.ports[{index}].nodePort"), error))?;
             taken.ports.insert(free);
+            taken.claim(Claimed::NodePort(free), &key);
             port.node_port = Some(i32::from(free));
         }
     }

@@ -6,6 +6,7 @@ use timonier_proto::v1::{CommitReply, CommitRequest, write_op};
 use timonier_proto::{ApiError, Kind, Object, Reason};
 
 use super::propose::{Scope, decode_into, named_key};
+use super::repeat::{RequestId, commit_again};
 use super::{Inner, delete, limits};
 
 /// A write with its object decoded.
@@ -18,14 +19,23 @@ enum Write {
 impl Inner {
     /// Each operation sees the state before the commit; only namespaces that the commit makes can be
     /// used by its later operations.
-    pub(super) async fn commit(&self, request: CommitRequest) -> Result<CommitReply, ApiError> {
+    pub(super) async fn commit(
+        &self,
+        request: CommitRequest,
+        id: &RequestId,
+    ) -> Result<CommitReply, ApiError> {
+        let id = RequestId::new(&request.id)?.or(id.clone());
+        self.once(&id, self.commit_all(request, &id), |state| commit_again(&id, state)).await
+    }
+
+    async fn commit_all(
+        &self,
+        request: CommitRequest,
+        id: &RequestId,
+    ) -> Result<CommitReply, ApiError> {
         if request.ops.len() > limits::COMMIT_OPERATIONS_MAX {
             let max = limits::COMMIT_OPERATIONS_MAX;
             return Err(bad(format!("commit: {} operations, at most {max}", request.ops.len())));
-        }
-        if request.id.len() > limits::COMMIT_ID_BYTES_MAX {
-            let max = limits::COMMIT_ID_BYTES_MAX;
-            return Err(bad(format!("commit: the id has more than {max} bytes")));
         }
         let mut writes = Vec::with_capacity(request.ops.len());
         for (index, write) in request.ops.into_iter().enumerate() {
@@ -33,16 +43,17 @@ impl Inner {
         }
         let _allocation = self.allocation(writes.iter().map(kind)).await;
         let snapshot = self.store.snapshot();
-        let id = (!request.id.is_empty()).then_some(request.id);
         let mut scope = Scope::default();
         let mut ops = Vec::with_capacity(writes.len());
         for (index, write) in writes.into_iter().enumerate() {
-            self.propose(&snapshot, write, id.is_some(), &mut scope, &mut ops)
+            self.propose(&snapshot, write, id.is_given(), &mut scope, &mut ops)
                 .map_err(|error| at(index, error))?;
         }
         // An old state that is held makes the store copy what it changes.
         drop(snapshot);
-        let committed = self.store.commit(Txn { id, ops, preconditions: Vec::new() }).await?;
+        let preconditions = scope.taken.preconditions();
+        let txn = Txn { id: id.change(), ops, preconditions };
+        let committed = self.store.commit(txn).await?;
         Ok(CommitReply { revision: committed.revision })
     }
 

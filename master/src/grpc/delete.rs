@@ -14,6 +14,7 @@ use timonier_proto::v1::{DeleteReply, DeleteRequest};
 use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
 
 use super::read::encode;
+use super::repeat::{RequestId, delete_again};
 use super::select::parse_ref;
 use super::{Inner, limits};
 use crate::driver::NAMESPACES;
@@ -28,15 +29,28 @@ pub(super) struct Deletion {
 }
 
 impl Inner {
-    pub(super) async fn delete(&self, request: DeleteRequest) -> Result<DeleteReply, ApiError> {
+    pub(super) async fn delete(
+        &self,
+        request: DeleteRequest,
+        id: &RequestId,
+    ) -> Result<DeleteReply, ApiError> {
+        let key = parse_ref(request.r#ref.clone())?;
+        self.once(id, self.delete_object(&request, id), |state| delete_again(id, state, &key)).await
+    }
+
+    async fn delete_object(
+        &self,
+        request: &DeleteRequest,
+        id: &RequestId,
+    ) -> Result<DeleteReply, ApiError> {
         for _ in 0..limits::CONFLICT_RETRIES_MAX {
             let snapshot = self.store.snapshot();
-            let deletion = plan(&snapshot, &request)?;
+            let deletion = plan(&snapshot, request)?;
             let Deletion { object, ops, gone } = deletion;
             if request.dry_run || ops.is_empty() {
                 return reply(&object, snapshot.revision, gone);
             }
-            match self.store.commit(Txn::of(ops)).await {
+            match self.store.commit(Txn { id: id.change(), ..Txn::of(ops) }).await {
                 // A dependent that is orphaned changed meanwhile.
                 Err(CommitError::Rejected(Rejection::Conflict { .. })) => {}
                 outcome => {
@@ -50,7 +64,11 @@ impl Inner {
         Err(ApiError::new(Reason::Conflict, why))
     }
 
-    pub(super) async fn evict(&self, mut request: DeleteRequest) -> Result<DeleteReply, ApiError> {
+    pub(super) async fn evict(
+        &self,
+        mut request: DeleteRequest,
+        id: &RequestId,
+    ) -> Result<DeleteReply, ApiError> {
         if let Some(reference) = &mut request.r#ref {
             if reference.kind.is_empty() {
                 reference.kind = Kind::Pod.to_string();
@@ -60,17 +78,22 @@ impl Inner {
                 return Err(ApiError::new(Reason::BadRequest, why));
             }
         }
-        self.evict_pod(request).await
+        let key = parse_ref(request.r#ref.clone())?;
+        self.once(id, self.evict_pod(&request, id), |state| delete_again(id, state, &key)).await
     }
 
     /// What the budget counts is taken in the transaction that ends the pod, on condition that
     /// nobody took of it meanwhile.
-    async fn evict_pod(&self, request: DeleteRequest) -> Result<DeleteReply, ApiError> {
+    async fn evict_pod(
+        &self,
+        request: &DeleteRequest,
+        id: &RequestId,
+    ) -> Result<DeleteReply, ApiError> {
         // One after the other on this master; evictions on another one are what the retries are for.
         let _turn = self.evicting.lock().await;
         for _ in 0..limits::CONFLICT_RETRIES_MAX {
             let snapshot = self.store.snapshot();
-            let Deletion { object, ops: deletion, gone } = plan(&snapshot, &request)?;
+            let Deletion { object, ops: deletion, gone } = plan(&snapshot, request)?;
             let Some(pod) = object.get::<Pod>() else {
                 return Err(ApiError::new(Reason::BadRequest, "evict: only pods are evicted"));
             };
@@ -79,7 +102,7 @@ impl Inner {
                 return reply(&object, snapshot.revision, gone);
             }
             ops.extend(deletion);
-            match self.store.commit(Txn { id: None, ops, preconditions }).await {
+            match self.store.commit(Txn { id: id.change(), ops, preconditions }).await {
                 Err(CommitError::Rejected(Rejection::Conflict { .. })) => {}
                 outcome => {
                     let committed = outcome?;

@@ -13,7 +13,7 @@ use timonier_proto::v1::{
     WatchRequest, write_op,
 };
 use timonier_proto::{ApiError, DEFAULT_NAMESPACE, Kind, Object};
-use tonic::{Request, Response};
+use tonic::Request;
 
 use super::propose::decode_into;
 use super::select::{parse_kind, parse_ref};
@@ -78,7 +78,7 @@ impl Inner {
                 Record::new(&acting, T::METHOD, &asked, result, from, id.unwrap_or_default());
             self.guard.audit().write(record).await;
         }
-        outcome.map(Response::new).map_err(tonic::Status::from)
+        self.answer(outcome)
     }
 
     fn allowed<T: Asks>(&self, acting: &Acting, message: &T) -> Result<(), ApiError> {

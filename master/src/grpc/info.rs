@@ -3,7 +3,6 @@
 use timonier_proto::v1::{ClusterInfoReply, MasterInfo};
 
 use super::Inner;
-use crate::store::StoreStatus;
 
 impl Inner {
     pub(super) fn cluster_info(&self) -> ClusterInfoReply {
@@ -12,7 +11,7 @@ impl Inner {
         ClusterInfoReply {
             cluster_id: self.store.cluster_id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            masters: self.masters(&status),
+            masters: self.all_masters(),
             revision: snapshot.revision,
             objects: snapshot.len() as u64,
             log_bytes: status.log_bytes,
@@ -24,15 +23,14 @@ impl Inner {
         }
     }
 
-    fn masters(&self, status: &StoreStatus) -> Vec<MasterInfo> {
-        let members = self.store.members().into_iter().map(|member| {
-            let address = if member.id == status.id && member.address.is_empty() {
-                self.address.clone()
-            } else {
-                member.address
-            };
-            MasterInfo { id: member.id, address, leader: member.leader }
-        });
-        members.collect()
+    fn all_masters(&self) -> Vec<MasterInfo> {
+        let members = self.masters.members().into_iter();
+        members
+            .map(|member| MasterInfo {
+                id: member.id,
+                address: member.address,
+                leader: member.leader,
+            })
+            .collect()
     }
 }

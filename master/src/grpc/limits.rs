@@ -23,8 +23,6 @@ pub(super) const LIST_BYTES_MAX: usize = timonier_proto::MESSAGE_BYTES_MAX - (1 
 pub(super) const LINEARIZE_DEADLINE: Duration = Duration::from_secs(5);
 /// Operations in one commit.
 pub(super) const COMMIT_OPERATIONS_MAX: usize = 1000;
-/// Bytes of a commit's id.
-pub(super) const COMMIT_ID_BYTES_MAX: usize = 128;
 /// A patch or an apply that finds its object changed meanwhile starts again so often.
 pub(super) const CONFLICT_RETRIES_MAX: usize = 16;
 /// Names tried for an object with generateName.

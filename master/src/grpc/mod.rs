@@ -14,6 +14,7 @@ mod info;
 mod limits;
 mod propose;
 mod read;
+mod repeat;
 mod select;
 mod watch;
 mod whoami;
@@ -35,15 +36,18 @@ use timonier_proto::v1::{
     ObjectReply, PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest,
     WatchRequest, WhoAmIReply, WhoAmIRequest,
 };
-use timonier_proto::{ApiError, MESSAGE_BYTES_MAX};
+use timonier_proto::{ApiError, MASTERS_HEADER, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::guard::Evict;
+use self::repeat::RequestId;
 use crate::guard::{Guard, source};
+use crate::masters::Masters;
 use crate::store::Store;
-use crate::streams::{ClientFrames, Streams};
+use crate::streams::{ClientFrames, Origin, Streams};
 use crate::telemetry::{BeatStream, FrameStream, Hub};
 
 pub use limits::{
@@ -63,8 +67,7 @@ struct Inner {
     streams: Streams,
     guard: Guard,
     settings: Settings,
-    /// Where this master answers.
-    address: String,
+    masters: Masters,
     started: Instant,
     /// Services are written one at a time, so that no two get the same address or node port.
     allocating: Mutex<()>,
@@ -81,20 +84,16 @@ pub struct DoorParts {
     pub streams: Streams,
     pub guard: Guard,
     pub settings: Settings,
-    pub address: String,
+    pub masters: Masters,
     /// Ends the watches.
     pub shutdown: CancellationToken,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
-    result.map(Response::new).map_err(Status::from)
-}
-
 impl Door {
     pub fn new(parts: DoorParts) -> Self {
-        let DoorParts { store, hub, streams, guard, settings, address, shutdown } = parts;
+        let DoorParts { store, hub, streams, guard, settings, masters, shutdown } = parts;
         Self {
             inner: Arc::new(Inner {
                 store,
@@ -102,7 +101,7 @@ impl Door {
                 streams,
                 guard,
                 settings,
-                address,
+                masters,
                 started: Instant::now(),
                 allocating: Mutex::const_new(()),
                 evicting: Mutex::const_new(()),
@@ -120,6 +119,20 @@ impl Door {
     }
 }
 
+impl Inner {
+    /// Tells people's tools where the other masters are, should this one go.
+    fn answer<T>(&self, result: Result<T, ApiError>) -> Answer<T> {
+        let mut response = Response::new(result?);
+        let addresses = self.masters.addresses();
+        if addresses.len() > 1
+            && let Ok(value) = MetadataValue::try_from(addresses.join(","))
+        {
+            response.metadata_mut().insert(MASTERS_HEADER, value);
+        }
+        Ok(response)
+    }
+}
+
 #[tonic::async_trait]
 impl Control for Door {
     async fn get(&self, request: Request<GetRequest>) -> Answer<ObjectReply> {
@@ -133,39 +146,46 @@ impl Control for Door {
     type WatchStream = watch::Events;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        self.inner.guarded(request, async |request| self.inner.watch(request)).await
+        self.inner.guarded(request, |request| self.inner.watch(request)).await
     }
 
     async fn create(&self, request: Request<CreateRequest>) -> Answer<ObjectReply> {
-        self.inner.guarded(request, |request| self.inner.create(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.create(request, &id)).await
     }
 
     async fn update(&self, request: Request<UpdateRequest>) -> Answer<ObjectReply> {
-        self.inner.guarded(request, |request| self.inner.update(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.update(request, &id)).await
     }
 
     async fn patch(&self, request: Request<PatchRequest>) -> Answer<ObjectReply> {
-        self.inner.guarded(request, |request| self.inner.patch(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.patch(request, &id)).await
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyReply> {
-        self.inner.guarded(request, |request| self.inner.apply(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.apply(request, &id)).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
-        self.inner.guarded(request, |request| self.inner.delete(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.delete(request, &id)).await
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Answer<CommitReply> {
-        self.inner.guarded(request, |request| self.inner.commit(request)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request, |request| self.inner.commit(request, &id)).await
     }
 
     async fn evict(&self, request: Request<DeleteRequest>) -> Answer<DeleteReply> {
-        self.inner.guarded(request.map(Evict), |request| self.inner.evict(request.0)).await
+        let id = RequestId::of(&request)?;
+        self.inner.guarded(request.map(Evict), |request| self.inner.evict(request.0, &id)).await
     }
 
     async fn cluster_info(&self, _: Request<ClusterInfoRequest>) -> Answer<ClusterInfoReply> {
-        Ok(Response::new(self.inner.cluster_info()))
+        self.inner.answer(Ok(self.inner.cluster_info()))
     }
 
     async fn encryption_status(
@@ -179,7 +199,7 @@ impl Control for Door {
         &self,
         _: Request<RotateEncryptionRequest>,
     ) -> Answer<EncryptionReply> {
-        answer(self.inner.rotate_encryption().await)
+        self.inner.answer(self.inner.rotate_encryption().await)
     }
 
     type MonitorStream = FrameStream;
@@ -203,9 +223,10 @@ impl Control for Door {
     async fn open(&self, request: Request<Streaming<StreamFrame>>) -> Answer<Self::OpenStream> {
         let acting = guard::acting(request.extensions());
         let from = source(request.extensions());
+        let origin = Origin::of(&request);
         let may =
             async |asked: &StreamRequest| self.inner.stream_allowed(&acting, from, asked).await;
-        self.inner.streams.open(request.into_inner(), may).await.map(Response::new)
+        self.inner.streams.open(request.into_inner(), origin, may).await.map(Response::new)
     }
 
     type LoadImageStream = ClientFrames;
@@ -214,19 +235,20 @@ impl Control for Door {
         &self,
         request: Request<Streaming<StreamFrame>>,
     ) -> Answer<Self::LoadImageStream> {
-        self.inner.streams.load_image(request.into_inner()).await.map(Response::new)
+        let origin = Origin::of(&request);
+        self.inner.streams.load_image(request.into_inner(), origin).await.map(Response::new)
     }
 
     async fn can_i(&self, request: Request<CanIRequest>) -> Answer<CanIReply> {
-        answer(Ok(self.inner.can_i(request)))
+        self.inner.answer(Ok(self.inner.can_i(request)))
     }
 
     async fn list_rules(&self, request: Request<ListRulesRequest>) -> Answer<ListRulesReply> {
-        answer(self.inner.list_rules(request))
+        self.inner.answer(self.inner.list_rules(request))
     }
 
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Answer<WhoAmIReply> {
-        answer(Ok(self.inner.who_am_i(&request)))
+        self.inner.answer(Ok(self.inner.who_am_i(&request)))
     }
 
     async fn create_token(&self, request: Request<CreateTokenRequest>) -> Answer<CreateTokenReply> {

@@ -32,7 +32,7 @@ impl Inner {
     }
 
     /// The state to read from.
-    async fn read(&self, linearizable: bool) -> Result<Snapshot, ApiError> {
+    pub(super) async fn read(&self, linearizable: bool) -> Result<Snapshot, ApiError> {
         if linearizable {
             tokio::time::timeout(limits::LINEARIZE_DEADLINE, self.store.linearize())
                 .await

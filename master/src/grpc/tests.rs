@@ -11,9 +11,9 @@ use timonier_proto::v1::{
     PatchRequest, UpdateRequest, WatchEvent, WatchRequest, WriteOp, apply_reply, patch_request,
     write_op,
 };
-use timonier_proto::{ApiError, Reason};
+use timonier_proto::{ApiError, REQUEST_ID_HEADER, Reason};
 use tonic::transport::Channel;
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Config, Master, RunningMaster};
 
@@ -545,4 +545,55 @@ async fn two_masters_do_not_share_a_port_or_a_folder() {
     let port = bench.master.addr().port().to_string();
     expect!["listen on 127.0.0.1:PORT: Address already in use (os error 98); hint: another program (perhaps another master) has this port; stop it, or choose another with --listen"]
         .assert_eq(&error.replace(&port, "PORT"));
+}
+
+/// The request with this id.
+fn with_id<T>(message: T, id: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(REQUEST_ID_HEADER, id.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_write_with_an_id_is_done_once() {
+    let Bench { mut client, master, _dir } = Bench::start().await;
+    let generated =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "m-"}});
+    let create = CreateRequest { json: bytes(&generated), ..Default::default() };
+    let mut names = Vec::new();
+    for id in ["a", "a", "b"] {
+        let reply = client.create(with_id(create.clone(), id)).await.unwrap().into_inner();
+        names.push(tree(&reply.json)["metadata"]["name"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(names[0], names[1]);
+    assert_ne!(names[0], names[2]);
+    let patch = json!([{"op": "add", "path": "/data", "value": {"n": "1"}}]);
+    let patch = PatchRequest {
+        r#ref: reference("ConfigMap", "default", &names[0]),
+        r#type: patch_request::Type::Json.into(),
+        patch: bytes(&patch),
+        dry_run: false,
+    };
+    let first = client.patch(with_id(patch.clone(), "c")).await.unwrap().into_inner();
+    let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": names[0]}, "data": {"n": "2"}});
+    let update = UpdateRequest { json: bytes(&other), ..Default::default() };
+    client.update(update).await.unwrap();
+    // Not done again: what came between stays.
+    let again = client.patch(with_id(patch, "c")).await.unwrap().into_inner();
+    assert_eq!(tree(&again.json)["data"]["n"], "2");
+    assert_eq!(again.revision, first.revision);
+    let delete =
+        DeleteRequest { r#ref: reference("ConfigMap", "default", &names[0]), ..Default::default() };
+    for _ in 0..2 {
+        let reply = client.delete(with_id(delete.clone(), "d")).await.unwrap().into_inner();
+        assert!(reply.gone);
+    }
+    let refused = client.delete(with_id(delete, "e")).await.unwrap_err();
+    assert_eq!(ApiError::from_grpc(&refused).reason, Reason::NotFound);
+    let apply = ApplyRequest { json: bytes(&config_map("x", "v")), ..Default::default() };
+    for _ in 0..2 {
+        let reply = client.apply(with_id(apply.clone(), "f")).await.unwrap().into_inner();
+        assert_eq!(reply.result(), apply_reply::Result::Created);
+    }
+    master.shutdown().await.unwrap();
 }

@@ -26,7 +26,7 @@ pub type Events = ReceiverStream<Result<WatchEvent, Status>>;
 type Queue = mpsc::Sender<Result<WatchEvent, Status>>;
 
 impl Inner {
-    pub(super) fn watch(&self, request: WatchRequest) -> Result<Events, ApiError> {
+    pub(super) async fn watch(&self, request: WatchRequest) -> Result<Events, ApiError> {
         let selection = Selection::parse(
             &request.kind,
             request.namespace,
@@ -38,8 +38,12 @@ impl Inner {
                 format!("watch {}: {} watches are open already", request.kind, limits::WATCHES_MAX);
             ApiError::new(Reason::TooManyRequests, why)
         })?;
-        let snapshot = self.store.snapshot();
+        let mut snapshot = self.store.snapshot();
         let from = request.from_revision.unwrap_or(snapshot.revision);
+        if from > snapshot.revision {
+            // Another master told of it, and this one's copy is behind.
+            snapshot = self.read(true).await?;
+        }
         let expired = |why: String| ApiError::new(Reason::Expired, why);
         if from > snapshot.revision {
             let why = format!(

@@ -7,10 +7,11 @@ use timonier_proto::v1::{
     ApplyReply, ApplyRequest, CreateRequest, ObjectReply, PatchRequest, UpdateRequest,
     patch_request,
 };
-use timonier_proto::{ApiError, Object, Reason};
+use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
 
 use super::propose::{Scope, decode_into, is_unchanged, named_key};
 use super::read::reply;
+use super::repeat::{RequestId, apply_again, change_again, create_again};
 use super::select::parse_ref;
 use super::{Inner, limits};
 use crate::store::CommitError;
@@ -19,21 +20,40 @@ use crate::store::CommitError;
 type Written = (Object, u64);
 
 impl Inner {
-    pub(super) async fn create(&self, request: CreateRequest) -> Result<ObjectReply, ApiError> {
+    pub(super) async fn create(
+        &self,
+        request: CreateRequest,
+        id: &RequestId,
+    ) -> Result<ObjectReply, ApiError> {
         let object = decode_into(&request.json, &request.default_namespace)?;
-        let (object, revision) = self.create_object(object, request.dry_run).await?;
-        reply(&object, revision)
+        // Kept only where it may have to be told from what it became.
+        let sent = id.is_given().then(|| object.clone());
+        let work = async {
+            let (object, revision) = self.create_object(object, request.dry_run, id).await?;
+            reply(&object, revision)
+        };
+        self.once(id, work, |state| create_again(id, state, sent.as_ref()?)).await
     }
 
-    async fn create_object(&self, object: Object, dry_run: bool) -> Result<Written, ApiError> {
+    async fn create_object(
+        &self,
+        object: Object,
+        dry_run: bool,
+        id: &RequestId,
+    ) -> Result<Written, ApiError> {
         let _allocation = self.allocation([object.kind()]).await;
-        // Kept only where another generated name may have to be tried.
-        let mut spare = object.key().name.is_empty().then(|| object.clone());
+        let (is_named, is_service) =
+            (!object.key().name.is_empty(), object.kind() == Kind::Service);
+        // Kept only where another generated name or address may have to be tried.
+        let mut spare = (!is_named || is_service).then(|| object.clone());
         let mut object = Some(object);
-        for _ in 0..limits::GENERATED_NAMES_MAX {
-            let Some(next) = object.take().or_else(|| spare.clone()) else { break };
+        let mut names = 0;
+        for _ in 0..limits::CONFLICT_RETRIES_MAX {
+            let Some(mut next) = object.take().or_else(|| spare.clone()) else { break };
+            id.name(&mut next, names);
             let snapshot = self.store.snapshot();
-            let op = self.creation(&snapshot, next, &mut Scope::default())?;
+            let mut scope = Scope::default();
+            let op = self.creation(&snapshot, next, &mut scope)?;
             let key = op.key();
             if dry_run {
                 return match (snapshot.object(&key), op) {
@@ -41,20 +61,40 @@ impl Inner {
                     _ => Err(ApiError::already_exists(&key)),
                 };
             }
-            match self.commit_one(op).await {
-                Err(CommitError::Rejected(Rejection::AlreadyExists(_))) if spare.is_some() => {}
+            match self.commit_one(op, id.creation(names), scope).await {
+                Err(CommitError::Rejected(Rejection::AlreadyExists(_)))
+                    if !is_named && names + 1 < limits::GENERATED_NAMES_MAX =>
+                {
+                    names += 1;
+                }
+                Err(CommitError::Rejected(Rejection::Taken { .. })) => {}
                 outcome => return Ok(outcome?),
             }
         }
         let object = spare.take().map(|o| o.key().to_string()).unwrap_or_default();
-        let tries = limits::GENERATED_NAMES_MAX;
-        let why = format!("create {object}: {tries} generated names are all taken");
+        let tries = limits::CONFLICT_RETRIES_MAX;
+        let why = format!("create {object}: what {tries} tries chose for it is all taken");
         Err(ApiError::new(Reason::AlreadyExists, why))
     }
 
-    pub(super) async fn update(&self, request: UpdateRequest) -> Result<ObjectReply, ApiError> {
+    pub(super) async fn update(
+        &self,
+        request: UpdateRequest,
+        id: &RequestId,
+    ) -> Result<ObjectReply, ApiError> {
         let object = decode_into(&request.json, &request.default_namespace)?;
         let key = named_key(&object, "update")?;
+        let work = self.replace(&request, object, key.clone(), id);
+        self.once(id, work, |state| change_again(id, state, &key)).await
+    }
+
+    async fn replace(
+        &self,
+        request: &UpdateRequest,
+        object: Object,
+        key: ObjectKey,
+        id: &RequestId,
+    ) -> Result<ObjectReply, ApiError> {
         let _allocation = self.allocation([key.kind]).await;
         let snapshot = self.store.snapshot();
         let old = snapshot.object(&key).ok_or_else(|| ApiError::not_found(&key))?;
@@ -73,21 +113,38 @@ impl Inner {
                 })
                 .into());
             }
-            let (object, revision) = self.commit_one(Op::ReplaceStatus(object)).await?;
+            let op = Op::ReplaceStatus(object);
+            let (object, revision) = self.commit_one(op, id.change(), Scope::default()).await?;
             return reply(&object, revision);
         }
-        let mut new = self.replacement(&snapshot, old, object, &mut Scope::default())?;
+        let mut scope = Scope::default();
+        let mut new = self.replacement(&snapshot, old, object, &mut scope)?;
         if is_unchanged(old, &mut new) {
             return reply(old, snapshot.revision);
         }
         if request.dry_run {
             return reply(&new, snapshot.revision);
         }
-        let (object, revision) = self.commit_one(Op::Replace(new)).await?;
+        let (object, revision) = self.commit_one(Op::Replace(new), id.change(), scope).await?;
         reply(&object, revision)
     }
 
-    pub(super) async fn patch(&self, request: PatchRequest) -> Result<ObjectReply, ApiError> {
+    pub(super) async fn patch(
+        &self,
+        request: PatchRequest,
+        id: &RequestId,
+    ) -> Result<ObjectReply, ApiError> {
+        let key = parse_ref(request.r#ref.clone())?;
+        let work = self.patch_object(request, &key, id);
+        self.once(id, work, |state| change_again(id, state, &key)).await
+    }
+
+    async fn patch_object(
+        &self,
+        request: PatchRequest,
+        key: &ObjectKey,
+        id: &RequestId,
+    ) -> Result<ObjectReply, ApiError> {
         let type_ = match request.r#type() {
             patch_request::Type::Merge => PatchType::Merge,
             patch_request::Type::Strategic => PatchType::Strategic,
@@ -96,41 +153,57 @@ impl Inner {
                 return Err(ApiError::new(Reason::BadRequest, "the patch has no type"));
             }
         };
-        let key = parse_ref(request.r#ref)?;
         let _allocation = self.allocation([key.kind]).await;
         for _ in 0..limits::CONFLICT_RETRIES_MAX {
             let snapshot = self.store.snapshot();
-            let old = snapshot.object(&key).ok_or_else(|| ApiError::not_found(&key))?;
+            let old = snapshot.object(key).ok_or_else(|| ApiError::not_found(key))?;
             let patched = patch(old, type_, &request.patch)?;
             // The patched object carries the version it was read at, unless the patch names another.
             let insists = patched.resource_version() != old.resource_version();
-            let mut new = self.replacement(&snapshot, old, patched, &mut Scope::default())?;
+            let mut scope = Scope::default();
+            let mut new = self.replacement(&snapshot, old, patched, &mut scope)?;
             if is_unchanged(old, &mut new) {
                 return reply(old, snapshot.revision);
             }
             if request.dry_run {
                 return reply(&new, snapshot.revision);
             }
-            match self.commit_one(Op::Replace(new)).await {
+            match self.commit_one(Op::Replace(new), id.change(), scope).await {
                 Err(CommitError::Rejected(Rejection::Conflict { .. })) if !insists => {}
+                Err(CommitError::Rejected(Rejection::Taken { .. })) => {}
                 outcome => {
                     let (object, revision) = outcome?;
                     return reply(&object, revision);
                 }
             }
         }
-        Err(busy("patch", &key))
+        Err(busy("patch", key))
     }
 
-    pub(super) async fn apply(&self, request: ApplyRequest) -> Result<ApplyReply, ApiError> {
-        let mut desired = decode_into(&request.json, &request.default_namespace)?;
+    pub(super) async fn apply(
+        &self,
+        request: ApplyRequest,
+        id: &RequestId,
+    ) -> Result<ApplyReply, ApiError> {
+        let desired = decode_into(&request.json, &request.default_namespace)?;
         let key = named_key(&desired, "apply")?;
+        let work = self.apply_object(desired, &key, request.dry_run, id);
+        self.once(id, work, |state| apply_again(id, state, &key)).await
+    }
+
+    async fn apply_object(
+        &self,
+        mut desired: Object,
+        key: &ObjectKey,
+        dry_run: bool,
+        id: &RequestId,
+    ) -> Result<ApplyReply, ApiError> {
         annotate(&mut desired)?;
         let insists = desired.resource_version() != 0;
         for _ in 0..limits::CONFLICT_RETRIES_MAX {
             let snapshot = self.store.snapshot();
-            let Some(old) = snapshot.object(&key) else {
-                match self.create_object(desired.clone(), request.dry_run).await {
+            let Some(old) = snapshot.object(key) else {
+                match self.create_object(desired.clone(), dry_run, id).await {
                     Err(error) if error.reason == Reason::AlreadyExists => continue,
                     outcome => {
                         let (object, revision) = outcome?;
@@ -145,15 +218,17 @@ impl Inner {
             }
             // With the lock held, addresses are chosen from the state as it is now.
             let latest = self.store.snapshot();
-            let mut new = self.replacement(&latest, old, merged, &mut Scope::default())?;
+            let mut scope = Scope::default();
+            let mut new = self.replacement(&latest, old, merged, &mut scope)?;
             if is_unchanged(old, &mut new) {
                 return applied(Applied::Unchanged, old, snapshot.revision);
             }
-            if request.dry_run {
+            if dry_run {
                 return applied(Applied::Configured, &new, snapshot.revision);
             }
-            match self.commit_one(Op::Replace(new)).await {
+            match self.commit_one(Op::Replace(new), id.change(), scope).await {
                 Err(CommitError::Rejected(Rejection::Conflict { .. })) if !insists => {}
+                Err(CommitError::Rejected(Rejection::Taken { .. })) => {}
                 // Removed meanwhile: it is created again.
                 Err(CommitError::Rejected(Rejection::NotFound(_) | Rejection::OtherUid(_)))
                     if !insists => {}
@@ -163,13 +238,19 @@ impl Inner {
                 }
             }
         }
-        Err(busy("apply", &key))
+        Err(busy("apply", key))
     }
 
     /// Commits one operation that leaves an object behind, and answers it as stored.
-    async fn commit_one(&self, op: Op) -> Result<Written, CommitError> {
+    async fn commit_one(
+        &self,
+        op: Op,
+        id: Option<String>,
+        mut scope: Scope,
+    ) -> Result<Written, CommitError> {
         let key = op.key();
-        let committed = self.store.commit(Txn::of(vec![op])).await?;
+        let preconditions = scope.taken.preconditions();
+        let committed = self.store.commit(Txn { id, ops: vec![op], preconditions }).await?;
         let object = committed.objects.into_iter().next().flatten();
         object
             .map(|object| (object, committed.revision))
@@ -177,7 +258,7 @@ impl Inner {
     }
 }
 
-fn busy(verb: &str, key: &timonier_proto::ObjectKey) -> ApiError {
+fn busy(verb: &str, key: &ObjectKey) -> ApiError {
     let tries = limits::CONFLICT_RETRIES_MAX;
     let why =
         format!("{verb} {key}: it was changed meanwhile, {tries} times in a row; hint: try again");

@@ -177,6 +177,7 @@ fn streams() -> Vec<Row> {
         row("Raft/Handover", v1::HandoverRequest::default(), ""),
         row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), ""),
         row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "avens"),
+        row("Relay/Follow", v1::RelayFrame::default(), ""),
     ]
 }
 

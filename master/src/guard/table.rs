@@ -90,6 +90,7 @@ pub const METHODS: &[(&str, Need)] = &[
     ("/timonier.v1.Raft/ChangeMember", Need::Masters),
     // It shows a token.
     ("/timonier.v1.Raft/JoinMaster", Need::Anyone),
+    ("/timonier.v1.Relay/Follow", Need::Masters),
 ];
 
 /// A question about oneself: nothing is created, whatever Kubernetes' verb is.

@@ -20,15 +20,17 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use timonier_proto::MESSAGE_BYTES_MAX;
 use timonier_proto::v1::agent_server::{Agent, AgentServer};
+use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{AgentMessage, MasterMessage, StreamFrame};
+use timonier_proto::{MESSAGE_BYTES_MAX, v1};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::masters::Masters;
 use crate::store::Store;
 use crate::streams::{AgentFrames, Streams};
 use crate::telemetry::Hub;
@@ -51,8 +53,6 @@ pub struct SessionSettings {
     pub silence_max: Duration,
     /// An agent that has had no lease for so long stops its unique pods.
     pub fence_after_ms: u32,
-    /// Addresses of all masters, for the agents to fall back to.
-    pub masters: Vec<String>,
 }
 
 impl Default for SessionSettings {
@@ -63,7 +63,6 @@ impl Default for SessionSettings {
             heartbeat_ms: 1000,
             silence_max: Duration::from_secs(3),
             fence_after_ms: timonier_proto::unique::FENCE_AFTER_MS_DEFAULT,
-            masters: Vec::new(),
         }
     }
 }
@@ -77,6 +76,7 @@ pub struct Sessions {
 struct Inner {
     store: Store,
     hub: Hub,
+    masters: Masters,
     settings: SessionSettings,
     registry: Arc<Registry>,
     streams: Streams,
@@ -90,18 +90,22 @@ impl Sessions {
     pub fn start(
         store: Store,
         hub: Hub,
+        masters: Masters,
         settings: SessionSettings,
         shutdown: CancellationToken,
     ) -> Self {
         let registry = Arc::new(Registry::default());
-        let streams = Streams::new(store.clone(), registry.clone());
+        hub.set_silence_max(settings.silence_max);
+        let streams = Streams::new(store.clone(), hub.clone(), registry.clone(), masters.clone());
         let follower = follower::start(store.clone(), hub.clone(), shutdown.clone());
         let silence_max = settings.silence_max;
         tokio::spawn(sweep(registry.clone(), silence_max, shutdown.clone()));
+        tokio::spawn(tell_of_masters(registry.clone(), masters.clone(), shutdown.clone()));
         Self {
             inner: Arc::new(Inner {
                 store,
                 hub,
+                masters,
                 settings,
                 registry,
                 streams,
@@ -143,6 +147,20 @@ impl Agent for Sessions {
         request: Request<Streaming<StreamFrame>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         self.inner.streams.accept(request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// Tells the agents when the masters are others than before.
+async fn tell_of_masters(registry: Arc<Registry>, masters: Masters, shutdown: CancellationToken) {
+    let mut changes = masters.changes();
+    let mut told = masters.addresses();
+    while let Some(Ok(())) = or_shutdown(changes.changed(), &shutdown).await {
+        let addresses = masters.addresses();
+        if addresses != told {
+            told.clone_from(&addresses);
+            let message = Down::Masters(v1::Masters { addresses });
+            registry.send_to_all(&MasterMessage { message: Some(message) });
+        }
     }
 }
 

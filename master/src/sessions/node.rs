@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSy
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_master_core::ipam;
-use timonier_master_core::op::{Op, Precondition, Txn};
+use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::{Hello, NodeCapacity};
 use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason};
@@ -46,15 +46,20 @@ impl Promises {
         &'a self,
         inner: &Inner,
         hello: &'a Hello,
+        again: bool,
     ) -> Result<(Snapshot, Promise<'a>), ApiError> {
         let node = hello.node_name.as_str();
-        let preferred = Some(hello.pod_range.as_str()).filter(|range| !range.is_empty());
+        let cluster = &inner.settings.cluster_range;
+        // Other masters begin to look at the same place.
+        let elsewhere =
+            if again { ipam::some_node_range(cluster, fastrand::u64(..)).ok() } else { None };
+        let own = Some(hello.pod_range.as_str()).filter(|range| !range.is_empty());
+        let preferred = own.or(elsewhere.as_deref());
         let mut ranges = self.lock();
         // Within the lock: what was promised before is in this snapshot, or still in `ranges`.
         let snapshot = inner.store.snapshot();
         let others = ranges.iter().filter(|(other, _)| *other != node);
         let promised = others.map(|(_, range)| range.as_str()).collect();
-        let cluster = &inner.settings.cluster_range;
         let range = ipam::node_range_beside(&snapshot, cluster, node, preferred, &promised)
             .map_err(|error| {
                 let text = format!("cannot register node {node}: {error}; hint: start the master with a larger --cluster-range");
@@ -78,8 +83,8 @@ impl Drop for Promise<'_> {
 /// Creates or renews the Node object; its pod range.
 pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
     let name = &hello.node_name;
-    for _ in 0..TRIES_MAX {
-        let (snapshot, promise) = inner.promises.make(inner, hello)?;
+    for attempt in 0..TRIES_MAX {
+        let (snapshot, promise) = inner.promises.make(inner, hello, attempt > 0)?;
         let range = promise.range.clone();
         let Some(txn) = transaction(snapshot.get::<Node>("", name).map(|n| &**n), hello, &range)
         else {
@@ -89,6 +94,8 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
             Ok(_) => return Ok(range),
             Err(CommitError::Rejected(rejection)) => {
                 tracing::debug!(node = name, %rejection, "registration raced, trying again");
+                // This master's copy may be behind what the rejection is about.
+                inner.store.linearize().await?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -104,7 +111,10 @@ fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn>
     let Some(stored) = stored else {
         let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
         return Some(Txn {
-            preconditions: vec![Precondition::Absent(key)],
+            preconditions: vec![
+                Precondition::Free { what: Claimed::PodRange(range.to_owned()), by: key.clone() },
+                Precondition::Absent(key),
+            ],
             ..Txn::of(vec![create])
         });
     };

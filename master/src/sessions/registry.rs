@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::telemetry::{Hub, Link};
+use crate::telemetry::{Hub, Introduction, Link};
 
 /// Messages on their way to one agent; one that reads no faster is cut off and starts anew.
 pub const OUTGOING_MESSAGES_MAX: usize = 128;
@@ -71,29 +71,33 @@ impl Registry {
     pub fn claim(
         &self,
         hub: &Hub,
-        node: &str,
-        agent_id: &str,
+        who: Introduction<'_>,
         address: &str,
         outgoing: Outgoing,
         cancel: CancellationToken,
     ) -> Result<Arc<Claim>, ApiError> {
+        let Introduction { node, agent_id, .. } = who;
+        let refuse = |place: &str| {
+            let text = format!(
+                "cannot register node {node} from {address}: another agent with this name is connected{place}; hint: give each agent its own --node-name, or wait a few seconds if this one replaces it"
+            );
+            ApiError::new(Reason::AlreadyExists, text)
+        };
         let mut by_node = self.lock();
         if let Some(old) = by_node.get(node) {
             let gone = old.claim.outgoing.is_closed() || old.claim.cancel.is_cancelled();
             if old.agent_id != agent_id && !gone {
-                return Err(ApiError::new(
-                    Reason::AlreadyExists,
-                    format!(
-                        "cannot register node {node} from {address}: another agent with this name is connected; hint: give each agent its own --node-name, or wait a few seconds if this one replaces it"
-                    ),
-                ));
+                return Err(refuse(""));
             }
             old.claim.cancel.cancel();
+        }
+        if let Some(master) = hub.taken(who) {
+            return Err(refuse(&format!(" to master {master}")));
         }
         let claim = Arc::new(Claim {
             session: uuid::Uuid::new_v4().to_string(),
             node: node.to_owned(),
-            link: hub.connect(node),
+            link: hub.connect(who, cancel.clone()),
             outgoing,
             cancel,
             leasing: Turn::default(),
@@ -115,6 +119,15 @@ impl Registry {
     pub fn send(&self, node: &str, message: MasterMessage) -> Result<(), SendError> {
         let claim = self.lock().get(node).map(|entry| entry.claim.clone());
         claim.ok_or(SendError::NotConnected)?.send(message)
+    }
+
+    /// Sends a message to all agents, never waiting.
+    pub fn send_to_all(&self, message: &MasterMessage) {
+        let claims: Vec<_> = self.lock().values().map(|entry| entry.claim.clone()).collect();
+        for claim in claims {
+            // One that does not take it is cut off.
+            let _ = claim.send(message.clone());
+        }
     }
 
     pub fn is_connected(&self, node: &str) -> bool {

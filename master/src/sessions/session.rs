@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 use super::registry::{Claim, OUTGOING_MESSAGES_MAX, Registry};
 use super::statuses::{self, Report};
 use super::{Inner, follower, lease, node};
+use crate::telemetry::Introduction;
 
 /// How long a new connection may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,8 +41,7 @@ pub async fn open(
     let cancel = inner.shutdown.child_token();
     let claim = inner.registry.claim(
         &inner.hub,
-        &hello.node_name,
-        &hello.agent_id,
+        Introduction { node: &hello.node_name, agent_id: &hello.agent_id, dial: hello.dial },
         &hello.address,
         outgoing,
         cancel,
@@ -49,6 +49,8 @@ pub async fn open(
     // From here on the name is given back whatever happens.
     let guard = Guard { registry: inner.registry.clone(), claim: claim.clone() };
     let pod_range = node::register(inner, &hello).await?;
+    // What the agent is told to run must not be older than what another master told it before.
+    inner.store.linearize().await.map_err(ApiError::from)?;
     // Silence counts from here: registering may have taken its time.
     claim.link.welcome();
     let welcome = welcome(inner, &claim, pod_range);
@@ -107,7 +109,7 @@ fn welcome(inner: &Inner, claim: &Claim, pod_range: String) -> Welcome {
         pod_range,
         cluster_range: settings.cluster_range.clone(),
         service_range: settings.service_range.clone(),
-        masters: settings.masters.clone(),
+        masters: inner.masters.addresses(),
         fence_after_ms: settings.fence_after_ms,
     }
 }

@@ -28,6 +28,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::{SessionSettings, Sessions};
 use crate::driver::Signals;
+use crate::masters::Masters;
+use crate::peers::{Lines, Peers};
 use crate::stamp::stamp;
 use crate::store::{Store, StoreConfig};
 use crate::telemetry::Hub;
@@ -49,9 +51,12 @@ impl Master {
         let hub = Hub::new();
         let shutdown = CancellationToken::new();
         let settings = SessionSettings { silence_max, ..Default::default() };
-        let sessions = Sessions::start(store.clone(), hub.clone(), settings, shutdown.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let peers = Peers::new(store.clone(), Lines::new());
+        let masters = Masters::of(peers, address.clone());
+        let sessions =
+            Sessions::start(store.clone(), hub.clone(), masters, settings, shutdown.clone());
         let service: AgentServer<Sessions> = sessions.service();
         let server = Server::builder().add_service(service).serve_with_incoming_shutdown(
             TcpListenerStream::new(listener),

@@ -80,6 +80,7 @@ impl From<CommitError> for ApiError {
                 Rejection::AlreadyExists(key) => ApiError::already_exists(&key),
                 Rejection::Conflict { .. }
                 | Rejection::OtherUid(_)
+                | Rejection::Taken { .. }
                 | Rejection::AlreadyBound { .. } => ApiError::new(Reason::Conflict, text),
                 Rejection::OverQuota { .. } => ApiError::new(Reason::Forbidden, text),
                 Rejection::Invalid { key, why } => {

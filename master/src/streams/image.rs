@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, Streaming};
 
-use super::{ClientFrames, Dialled, Streams};
+use super::{ClientFrames, Dialled, Origin, Streams};
 use crate::telemetry::address_of;
 
 /// Frames of the archive that wait for one node.
@@ -44,17 +44,19 @@ pub async fn load(
     streams: &Streams,
     client: Streaming<StreamFrame>,
     offer: ImageOffer,
+    origin: Origin,
 ) -> Result<ClientFrames, Status> {
     let nodes = targets(streams, &offer)?;
     let (to_client, answers) = mpsc::channel(ANSWERS_MAX);
-    tokio::spawn(run(streams.clone(), client, offer, nodes, to_client));
+    let load = Load { streams: streams.clone(), offer, origin };
+    tokio::spawn(run(load, client, nodes, to_client));
     Ok(Box::pin(ReceiverStream::new(answers)))
 }
 
 /// Names of the nodes asked for (by name or address), or of all that are connected.
 fn targets(streams: &Streams, offer: &ImageOffer) -> Result<Vec<String>, ApiError> {
     let snapshot = streams.inner.store.snapshot();
-    let connected = |name: &str| streams.inner.registry.is_connected(name);
+    let connected = |name: &str| streams.inner.hub.find(name).is_some();
     let all =
         || snapshot.list::<Node>(None).map(|node| (name_of(&node.metadata), address_of(node)));
     if offer.nodes.is_empty() {
@@ -78,15 +80,16 @@ fn targets(streams: &Streams, offer: &ImageOffer) -> Result<Vec<String>, ApiErro
     Ok(nodes)
 }
 
-async fn run(
+/// What is to be loaded, and for whom.
+struct Load {
     streams: Streams,
-    client: Streaming<StreamFrame>,
     offer: ImageOffer,
-    nodes: Vec<String>,
-    to_client: ToClient,
-) {
+    origin: Origin,
+}
+
+async fn run(load: Load, client: Streaming<StreamFrame>, nodes: Vec<String>, to_client: ToClient) {
     let asked = nodes.into_iter().map(|node| async {
-        let answer = ask(&streams, &node, &offer).await;
+        let answer = ask(&load, &node).await;
         (node, answer)
     });
     let mut feeds = BTreeMap::new();
@@ -136,13 +139,17 @@ impl Feed {
 
 /// Opens a stream to the node and hears what it lacks.
 async fn ask(
-    streams: &Streams,
+    load: &Load,
     node: &str,
-    offer: &ImageOffer,
 ) -> Result<(ImageWant, Frames, Streaming<StreamFrame>), String> {
-    let request = StreamRequest { request: Some(Request::Image(offer.clone())) };
-    let Dialled { mut from_agent, to_agent } =
-        streams.dial(node, request).await.map_err(|status| status.message().to_owned())?;
+    // A master that it is passed on to offers it to this node alone.
+    let offer = ImageOffer { nodes: vec![node.to_owned()], ..load.offer.clone() };
+    let request = StreamRequest { request: Some(Request::Image(offer)) };
+    let Dialled { mut from_agent, to_agent } = load
+        .streams
+        .dial(node, request, &load.origin)
+        .await
+        .map_err(|status| status.message().to_owned())?;
     let (feed, frames) = mpsc::channel(FRAMES_AHEAD_MAX);
     to_agent
         .send(Box::pin(ReceiverStream::new(frames)))

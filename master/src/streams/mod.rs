@@ -5,6 +5,7 @@
 //! What the frames mean is the business of the two ends.
 
 mod image;
+mod pass;
 mod pipe;
 mod resolve;
 #[cfg(test)]
@@ -24,8 +25,12 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
+use crate::masters::Masters;
 use crate::sessions::{Registry, SendError};
 use crate::store::Store;
+use crate::telemetry::{Hub, Where};
+
+pub use pass::Origin;
 
 /// How long a caller may take to say what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,11 +52,13 @@ pub struct Streams {
 
 struct Inner {
     store: Store,
+    hub: Hub,
     registry: Arc<Registry>,
+    masters: Masters,
     pending: Mutex<HashMap<String, oneshot::Sender<Dialled>>>,
 }
 
-/// An agent that has dialled back.
+/// The other end of a stream: an agent that has dialled back, or the master that has its session.
 struct Dialled {
     /// What the agent says.
     from_agent: Streaming<StreamFrame>,
@@ -60,8 +67,9 @@ struct Dialled {
 }
 
 impl Streams {
-    pub(crate) fn new(store: Store, registry: Arc<Registry>) -> Self {
-        Self { inner: Arc::new(Inner { store, registry, pending: Mutex::default() }) }
+    pub(crate) fn new(store: Store, hub: Hub, registry: Arc<Registry>, masters: Masters) -> Self {
+        let pending = Mutex::default();
+        Self { inner: Arc::new(Inner { store, hub, registry, masters, pending }) }
     }
 
     /// Logs, exec or port-forward, as the first frame asks: what the agent answers. `may` says
@@ -69,12 +77,13 @@ impl Streams {
     pub async fn open(
         &self,
         mut client: Streaming<StreamFrame>,
+        origin: Origin,
         may: impl AsyncFnOnce(&StreamRequest) -> Result<(), ApiError>,
     ) -> Result<ClientFrames, Status> {
         let request = first_request(&mut client).await?;
         may(&request).await?;
-        let (node, request) = resolve::pod_of(&self.inner.store.snapshot(), request)?;
-        let dialled = self.dial(&node, request).await?;
+        let (node, request) = self.resolve(request).await?;
+        let dialled = self.dial(&node, request, &origin).await?;
         let (to_agent, to_client) = pipe::join(client, dialled.from_agent, &node);
         dialled.to_agent.send(to_agent).map_err(|_| gone(&node))?;
         Ok(to_client)
@@ -84,13 +93,27 @@ impl Streams {
     pub async fn load_image(
         &self,
         mut client: Streaming<StreamFrame>,
+        origin: Origin,
     ) -> Result<ClientFrames, Status> {
         use timonier_proto::v1::stream_request::Request;
         let request = first_request(&mut client).await?;
         let Some(Request::Image(offer)) = request.request else {
             return Err(Status::invalid_argument("load an image: the first frame must offer one"));
         };
-        image::load(self, client, offer).await
+        image::load(self, client, offer, origin).await
+    }
+
+    /// The node that has the pod, and the request with what it left open filled in.
+    async fn resolve(&self, request: StreamRequest) -> Result<(String, StreamRequest), Status> {
+        let found = resolve::pod_of(&self.inner.store.snapshot(), request.clone());
+        match found {
+            // Made at another master a moment ago, perhaps: this one's copy may be behind.
+            Err(error) if error.reason == Reason::NotFound => {
+                self.inner.store.linearize().await.map_err(ApiError::from)?;
+                Ok(resolve::pod_of(&self.inner.store.snapshot(), request)?)
+            }
+            found => Ok(found?),
+        }
     }
 
     /// An agent has dialled: hands it to who waits for it.
@@ -111,8 +134,28 @@ impl Streams {
         timeout(DIAL_DEADLINE, frames).await.map_err(|_| nobody())?.map_err(|_| nobody())
     }
 
-    /// Asks the node's agent to dial, and waits until it has.
-    async fn dial(&self, node: &str, request: StreamRequest) -> Result<Dialled, Status> {
+    /// Opens a stream to the node's agent: it is asked to dial, or the master that has its session
+    /// is asked to do so.
+    async fn dial(
+        &self,
+        node: &str,
+        request: StreamRequest,
+        origin: &Origin,
+    ) -> Result<Dialled, Status> {
+        if self.inner.registry.is_connected(node) {
+            return self.dial_agent(node, request).await;
+        }
+        match self.inner.hub.find(node) {
+            Some(Where::There(master)) if !origin.is_passed_on() => {
+                let masters = self.inner.masters.clone();
+                pass::dial(masters, master, node.to_owned(), request, origin.clone()).await
+            }
+            _ => Err(not_sent(node, SendError::NotConnected)),
+        }
+    }
+
+    /// Asks the node's agent, which has a session here, to dial, and waits until it has.
+    async fn dial_agent(&self, node: &str, request: StreamRequest) -> Result<Dialled, Status> {
         let stream_id = uuid::Uuid::new_v4().to_string();
         let (sender, receiver) = oneshot::channel();
         {

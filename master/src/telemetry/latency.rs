@@ -32,6 +32,8 @@ const WATCH_LAG_BATCHES_MAX: usize = 256;
 pub(super) struct Latency {
     by_policy: Mutex<HashMap<ObjectKey, Pods>>,
     watchers: broadcast::Sender<Arc<LatencyBeats>>,
+    /// What this master's own agents measured, for the other masters.
+    own: broadcast::Sender<Arc<LatencyBeats>>,
 }
 
 type Pods = BTreeMap<String, VecDeque<LatencySample>>;
@@ -44,7 +46,21 @@ impl Latency {
         Self {
             by_policy: Mutex::default(),
             watchers: broadcast::Sender::new(WATCH_LAG_BATCHES_MAX),
+            own: broadcast::Sender::new(WATCH_LAG_BATCHES_MAX),
         }
+    }
+
+    /// Beats of this master's own agents, from now on.
+    pub fn own(&self) -> broadcast::Receiver<Arc<LatencyBeats>> {
+        self.own.subscribe()
+    }
+
+    /// Of an agent that has a session with this master.
+    pub fn add_own(&self, beats: LatencyBeats, now: Timestamp) {
+        if self.own.receiver_count() > 0 {
+            let _ = self.own.send(Arc::new(beats.clone()));
+        }
+        self.add(beats, now);
     }
 
     /// `now` counts as the time of measurement, since the agents' clocks are not the master's.

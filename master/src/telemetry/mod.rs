@@ -4,30 +4,40 @@
 //! nothing is copied but the figures. Whoever wants to know ([`Hub::signals`], monitor streams)
 //! reads the slots when they want to. Nothing here is ever written to the store, and whether a node
 //! counts as ready is decided by a control loop, not here.
+//!
+//! Each master has all nodes: its own agents' words, and what the other masters relay of theirs.
 
+mod exchange;
 mod latency;
 mod monitor;
+mod slot;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use timonier_master_core::world::{NodeSignal, Telemetry};
-use timonier_proto::v1::{Heartbeat, HostUsage, LatencyBeats, PodUsage};
-use tokio::sync::Notify;
+use timonier_proto::v1::{Heartbeat, LatencyBeats};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
+use self::slot::{Heard, Holder, Slot, Voice};
 use crate::driver::Signals;
 
+pub(crate) use exchange::Cursor;
 pub use latency::BeatStream;
 pub use monitor::FrameStream;
 pub(crate) use monitor::address_of;
 
 /// [`Hub::signals`] answers the same copy for so long, unless a node came, went or changed.
 const SIGNALS_AGE_MAX: Duration = Duration::from_millis(100);
-/// Longest not-ready reason and message that are kept, in bytes.
-const REASON_BYTES_MAX: usize = 1024;
+/// A master that has relayed nothing for so long is away: its agents are given time to find
+/// another.
+const RELAY_SILENCE_MAX: SignedDuration = SignedDuration::from_millis(1000);
+/// An agent not heard of for so long does not hold its node's name any more.
+const SILENCE_MAX_DEFAULT_MS: u64 = 3000;
 
 /// All agents' telemetry. Clones are the same hub.
 #[derive(Debug, Clone)]
@@ -37,13 +47,25 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Inner {
-    since: Timestamp,
+    /// When this master began to listen, or to lead.
+    since: Mutex<Timestamp>,
     nodes: RwLock<HashMap<String, Arc<Slot>>>,
+    /// The other masters, as far as they relay.
+    masters: Mutex<HashMap<u64, MasterHeard>>,
     latency: latency::Latency,
     /// Grows when a node connects, disconnects, or becomes able or unable to run pods.
     version: AtomicU64,
     changed: Notify,
+    transitions: watch::Sender<u64>,
+    /// Numbers what this master's own agents say.
+    told: AtomicU64,
+    silence_max_ms: AtomicU64,
     cached: Mutex<Option<Cached>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct MasterHeard {
+    at: Timestamp,
 }
 
 #[derive(Debug)]
@@ -53,25 +75,21 @@ struct Cached {
     telemetry: Arc<Telemetry>,
 }
 
-/// One node's place.
-#[derive(Debug)]
-struct Slot {
-    state: Mutex<SlotState>,
+/// An agent's session, as it introduces itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Introduction<'a> {
+    pub node: &'a str,
+    pub agent_id: &'a str,
+    /// Counts the agent's dials.
+    pub dial: u64,
 }
 
-#[derive(Debug, Default)]
-struct SlotState {
-    /// Number of the session that may write here; 0 when none is connected.
-    session: u64,
-    /// When the agent was told that it may beat; `None` before.
-    welcomed: Option<Timestamp>,
-    /// `None` before the first heartbeat that this master ever had of the node.
-    last_beat: Option<Timestamp>,
-    /// Of the last heartbeat of this session; 0 before the first.
-    sequence: u64,
-    host: HostUsage,
-    pods: Vec<PodUsage>,
-    not_ready: Option<(String, String)>,
+/// Where the session of a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    Here,
+    /// At the master with this id.
+    There(u64),
 }
 
 impl Default for Hub {
@@ -84,55 +102,122 @@ impl Hub {
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
-                since: Timestamp::now(),
+                since: Mutex::new(Timestamp::now()),
                 nodes: RwLock::default(),
+                masters: Mutex::default(),
                 latency: latency::Latency::new(),
                 version: AtomicU64::new(0),
                 changed: Notify::new(),
+                transitions: watch::Sender::new(0),
+                told: AtomicU64::new(0),
+                silence_max_ms: AtomicU64::new(SILENCE_MAX_DEFAULT_MS),
                 cached: Mutex::new(None),
             }),
         }
     }
 
-    /// A session of `node` has begun; whether the node can run pods is known with its first
-    /// heartbeat. A session of the same node before it loses its voice.
-    pub fn connect(&self, node: &str) -> Link {
-        let slot = {
-            let mut nodes = self.inner.nodes.write().unwrap_or_else(PoisonError::into_inner);
-            nodes
-                .entry(node.to_owned())
-                .or_insert_with(|| Arc::new(Slot { state: Mutex::default() }))
-                .clone()
-        };
+    /// An agent not heard of for so long does not hold its node's name any more.
+    pub fn set_silence_max(&self, silence_max: Duration) {
+        let ms = u64::try_from(silence_max.as_millis()).unwrap_or(u64::MAX);
+        self.inner.silence_max_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// A session of the node has begun at this master; whether the node can run pods is known with
+    /// its first heartbeat. A session of the same node before it loses its voice. `cancel` is called
+    /// when a newer session begins at another master.
+    pub fn connect(&self, who: Introduction<'_>, cancel: CancellationToken) -> Link {
+        let slot = self.slot_or_new(who.node);
         // Versions only grow, so each link gets a number that no other has.
         let session = self.bump();
         {
             let mut state = slot.lock();
-            state.session = session;
+            let agent_id = who.agent_id.to_owned();
+            let voice = Voice { agent_id, dial: who.dial, since: Timestamp::now() };
+            state.holder = Some(Holder::Here { session, voice, cancel });
             state.welcomed = None;
             state.sequence = 0;
+            state.told = self.next_told();
         }
+        self.tell();
         Link { hub: self.clone(), slot, session }
+    }
+
+    /// The master at which another agent of this name is connected, if it was heard of lately.
+    pub fn taken(&self, who: Introduction<'_>) -> Option<u64> {
+        let slot = self.slot(who.node)?;
+        let state = slot.lock();
+        match &state.holder {
+            Some(Holder::There { master, voice })
+                if voice.agent_id != who.agent_id && state.is_alive(self.silence_max()) =>
+            {
+                Some(*master)
+            }
+            _ => None,
+        }
+    }
+
+    /// Which master has the node's session; `None` when none is known to have it.
+    pub fn find(&self, node: &str) -> Option<Where> {
+        let slot = self.slot(node)?;
+        let state = slot.lock();
+        state.holder.as_ref().map(|holder| match holder {
+            Holder::Here { .. } => Where::Here,
+            Holder::There { master, .. } => Where::There(*master),
+        })
     }
 
     /// Drops what is known of a node whose object is gone.
     pub fn forget(&self, node: &str) {
         let mut nodes = self.inner.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        if nodes.get(node).is_some_and(|slot| slot.lock().session == 0) {
+        let is_ours = |slot: &Arc<Slot>| matches!(slot.lock().holder, Some(Holder::Here { .. }));
+        if nodes.get(node).is_some_and(|slot| !is_ours(slot)) {
             nodes.remove(node);
             drop(nodes);
             self.bump();
         }
     }
 
-    /// Number of agents that have a session with this master.
+    /// Number of agents that have a session with a master that is there.
     pub fn connected(&self) -> usize {
+        let heard = self.masters().clone();
+        let now = Timestamp::now();
         let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.values().filter(|slot| slot.lock().session != 0).count()
+        let is_connected = |slot: &&Arc<Slot>| match &slot.lock().holder {
+            Some(Holder::Here { .. }) => true,
+            Some(Holder::There { master, .. }) => away_since(&heard, *master, now).is_none(),
+            None => false,
+        };
+        nodes.values().filter(is_connected).count()
     }
 
     fn slot(&self, node: &str) -> Option<Arc<Slot>> {
         self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+    }
+
+    fn slot_or_new(&self, node: &str) -> Arc<Slot> {
+        if let Some(slot) = self.slot(node) {
+            return slot;
+        }
+        let mut nodes = self.inner.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        nodes.entry(node.to_owned()).or_default().clone()
+    }
+
+    fn slots(&self) -> Vec<(String, Arc<Slot>)> {
+        let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect()
+    }
+
+    fn masters(&self) -> MutexGuard<'_, HashMap<u64, MasterHeard>> {
+        self.inner.masters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silence_max(&self) -> SignedDuration {
+        let ms = self.inner.silence_max_ms.load(Ordering::Relaxed);
+        SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX))
+    }
+
+    fn next_told(&self) -> u64 {
+        self.inner.told.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// Answers the new version, and wakes the driver.
@@ -142,23 +227,42 @@ impl Hub {
         version
     }
 
+    /// Wakes who relays.
+    fn tell(&self) {
+        self.inner.transitions.send_modify(|count| *count += 1);
+    }
+
     fn build(&self) -> Telemetry {
+        let heard = self.masters().clone();
+        let now = Timestamp::now();
         let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let nodes = nodes
             .iter()
             .filter_map(|(name, slot)| {
                 let state = slot.lock();
+                let master_away_since = match &state.holder {
+                    Some(Holder::There { master, .. }) => away_since(&heard, *master, now),
+                    _ => None,
+                };
                 let signal = NodeSignal {
                     last_beat: state.last_beat?,
-                    connected: state.session != 0,
+                    connected: state.holder.is_some(),
                     host: state.host,
                     not_ready: state.not_ready.clone(),
+                    master_away_since,
                 };
                 Some((name.clone(), signal))
             })
             .collect();
-        Telemetry { since: self.inner.since, nodes, latency: self.inner.latency.samples() }
+        let since = *self.inner.since.lock().unwrap_or_else(PoisonError::into_inner);
+        Telemetry { since, nodes, latency: self.inner.latency.samples() }
     }
+}
+
+/// Since when that master is away; `None` while it relays.
+fn away_since(heard: &HashMap<u64, MasterHeard>, master: u64, now: Timestamp) -> Option<Timestamp> {
+    let last = heard.get(&master)?.at;
+    (now.duration_since(last) > RELAY_SILENCE_MAX).then_some(last)
 }
 
 impl Signals for Hub {
@@ -179,12 +283,12 @@ impl Signals for Hub {
     async fn changed(&self) {
         self.inner.changed.notified().await;
     }
-}
 
-impl Slot {
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        // Every change under the lock is complete in itself.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lead(&self) {
+        let mut since = self.inner.since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = Timestamp::now();
+        drop(since);
+        self.bump();
     }
 }
 
@@ -200,35 +304,21 @@ impl Link {
     /// Takes a heartbeat in. Beats of a session that was replaced are dropped.
     pub fn beat(&self, beat: Heartbeat) {
         let mut state = self.slot.lock();
-        if state.session != self.session {
+        if !state.is_held_by(self.session) {
             return;
         }
-        let first = state.sequence == 0;
-        state.last_beat = Some(Timestamp::now());
-        state.sequence = beat.sequence.max(1);
-        if let Some(host) = beat.host {
-            state.host = host;
-        }
-        state.pods = beat.pods;
-        let same = match &state.not_ready {
-            None => beat.not_ready_reason.is_empty(),
-            Some((reason, message)) => {
-                *reason == beat.not_ready_reason && *message == beat.not_ready_message
-            }
-        };
-        if !same {
-            state.not_ready = (!beat.not_ready_reason.is_empty())
-                .then(|| (bounded(beat.not_ready_reason), bounded(beat.not_ready_message)));
-        }
-        if first || !same {
-            drop(state);
+        let heard = state.hear(beat, Timestamp::now());
+        state.told = self.hub.next_told();
+        drop(state);
+        if heard == Heard::Transition {
             self.hub.bump();
+            self.hub.tell();
         }
     }
 
     /// Takes measured latencies in.
     pub fn latency(&self, beats: LatencyBeats) {
-        self.hub.inner.latency.add(beats, Timestamp::now());
+        self.hub.inner.latency.add_own(beats, Timestamp::now());
     }
 
     /// From now on the agent is expected to beat.
@@ -249,22 +339,33 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         let mut state = self.slot.lock();
-        if state.session == self.session {
-            state.session = 0;
+        if state.is_held_by(self.session) {
+            state.holder = None;
+            state.told = self.hub.next_told();
             drop(state);
             self.hub.bump();
+            self.hub.tell();
         }
     }
 }
 
-fn bounded(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(REASON_BYTES_MAX));
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use timonier_proto::v1::HostUsage;
+
     use super::*;
+
+    fn join(hub: &Hub, agent_id: &str, dial: u64) -> (Link, CancellationToken) {
+        let cancel = CancellationToken::new();
+        (hub.connect(Introduction { node: "n1", agent_id, dial }, cancel.clone()), cancel)
+    }
+
+    /// Hands on what `from` (the master with this id) has to tell.
+    fn relay(from: &Hub, id: u64, cursor: &mut Cursor, to: &Hub) {
+        let outgoing = from.outgoing(id, cursor);
+        cursor.sent(outgoing.told());
+        to.take_in(outgoing.frame);
+    }
 
     fn beat(sequence: u64, cpu: f32, reason: &str) -> Heartbeat {
         Heartbeat {
@@ -278,7 +379,7 @@ mod tests {
     #[tokio::test]
     async fn only_transitions_wake_the_driver() {
         let hub = Hub::new();
-        let link = hub.connect("n1");
+        let (link, _) = join(&hub, "a", 1);
         hub.changed().await;
         assert!(hub.signals().nodes.is_empty(), "nothing is known before the first beat");
         link.beat(beat(1, 10.0, ""));
@@ -300,13 +401,63 @@ mod tests {
     #[test]
     fn a_replaced_session_has_no_voice() {
         let hub = Hub::new();
-        let old = hub.connect("n1");
-        let new = hub.connect("n1");
+        let (old, _) = join(&hub, "a", 1);
+        let (new, _) = join(&hub, "a", 2);
         old.beat(beat(9, 90.0, ""));
         new.beat(beat(1, 10.0, ""));
         drop(old);
         let signals = hub.signals();
         assert!(signals.nodes["n1"].connected);
         assert_eq!(signals.nodes["n1"].host.cpu_percent, 10.0);
+    }
+
+    #[test]
+    fn what_one_master_hears_all_have() {
+        let (one, two) = (Hub::new(), Hub::new());
+        let mut cursor = Cursor::new(&one);
+        let (link, _) = join(&one, "a", 1);
+        link.beat(beat(1, 42.0, ""));
+        relay(&one, 1, &mut cursor, &two);
+        let signals = two.signals();
+        assert_eq!(signals.nodes["n1"].host.cpu_percent, 42.0);
+        assert!(signals.nodes["n1"].connected);
+        assert_eq!((two.find("n1"), two.connected()), (Some(Where::There(1)), 1));
+        // Nothing new, nothing told.
+        let outgoing = one.outgoing(1, &mut cursor);
+        assert!(outgoing.frame.nodes.is_empty() && !outgoing.frame.first);
+        link.beat(beat(2, 43.0, "RuntimeDown"));
+        relay(&one, 1, &mut cursor, &two);
+        assert!(two.build().nodes["n1"].not_ready.is_some());
+        drop(link);
+        relay(&one, 1, &mut cursor, &two);
+        assert_eq!((two.find("n1"), two.connected()), (None, 0));
+        // A new stream says who is there at all.
+        let (_link, _) = join(&one, "a", 2);
+        relay(&one, 1, &mut Cursor::new(&one), &two);
+        assert_eq!(two.find("n1"), Some(Where::There(1)));
+        let restarted = Hub::new();
+        relay(&restarted, 1, &mut Cursor::new(&restarted), &two);
+        assert_eq!(two.find("n1"), None);
+    }
+
+    #[test]
+    fn a_newer_session_elsewhere_ends_the_older_one() {
+        let (one, two) = (Hub::new(), Hub::new());
+        let (old, cancelled) = join(&one, "a", 1);
+        let (new, _) = join(&two, "a", 2);
+        new.beat(beat(1, 1.0, ""));
+        let (mut from_one, mut from_two) = (Cursor::new(&one), Cursor::new(&two));
+        relay(&one, 1, &mut from_one, &two);
+        assert_eq!(two.find("n1"), Some(Where::Here));
+        relay(&two, 2, &mut from_two, &one);
+        assert!(cancelled.is_cancelled());
+        drop(old);
+        assert_eq!(one.find("n1"), Some(Where::There(2)));
+        // Another agent of that name is refused as long as this one lives.
+        let other = Introduction { node: "n1", agent_id: "b", dial: 1 };
+        assert_eq!(one.taken(other), Some(2));
+        assert_eq!(one.taken(Introduction { agent_id: "a", ..other }), None);
+        one.set_silence_max(Duration::ZERO);
+        assert_eq!(one.taken(other), None);
     }
 }

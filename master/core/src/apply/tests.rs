@@ -1,5 +1,5 @@
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStatus};
-use k8s_openapi::api::core::v1::{ConfigMap, NodeStatus, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeSpec, NodeStatus, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use proptest::prelude::*;
 use timonier_proto::Kind;
@@ -285,7 +285,7 @@ fn arbitrary_op() -> impl Strategy<Value = Op> {
     };
     let owner = proptest::option::of("[x-z]");
     let node = |name: String| {
-        let mut node = k8s_openapi::api::core::v1::Node::default();
+        let mut node = Node::default();
         node.metadata.uid = Some(format!("uid-{name}"));
         node.metadata.name = Some(name);
         node.status = Some(NodeStatus::default());
@@ -377,4 +377,28 @@ proptest! {
         }
         prop_assert_eq!(&stored_and_read(&snapshot), &snapshot);
     }
+}
+
+#[test]
+fn what_is_given_away_is_given_once() {
+    use crate::op::Claimed;
+    let node = |name: &str| {
+        let mut node = Node::default();
+        node.metadata.name = Some(name.to_owned());
+        node.metadata.uid = Some(name.to_owned());
+        let pod_cidr = Some("10.244.1.0/24".to_owned());
+        node.spec = Some(NodeSpec { pod_cidr, ..Default::default() });
+        node.into_object()
+    };
+    let register = |name: &str| Txn {
+        preconditions: vec![Precondition::Free {
+            what: Claimed::PodRange("10.244.1.0/24".into()),
+            by: node(name).key(),
+        }],
+        ..Txn::of(vec![Op::Create(node(name))])
+    };
+    let mut snapshot = Snapshot::default();
+    snapshot.apply(&register("n1")).unwrap();
+    let refused = snapshot.apply(&register("n2")).unwrap_err();
+    assert_eq!(refused.to_string(), "pod range 10.244.1.0/24 was given to node n1 meanwhile");
 }

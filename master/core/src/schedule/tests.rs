@@ -174,6 +174,7 @@ fn load(cluster: &mut Cluster, node: &str, cpu_percent: f32, memory_percent: f32
         connected: true,
         host: HostUsage { cpu_percent, memory_percent, ..HostUsage::default() },
         not_ready: None,
+        master_away_since: None,
     };
     cluster.telemetry.nodes.insert(node.to_owned(), signal);
 }

@@ -115,7 +115,9 @@ fn judge(world: &World, node: &Node) -> Verdict {
     let listening = after_millis(world.telemetry.since, 2 * grace_ms);
     let created = node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |t| t.0);
     let last = signal.map_or(created, |s| s.last_beat);
-    let silent_since = after_millis(last, grace_ms);
+    // Silence may be its master's: then the agent gets the time to dial another.
+    let excused = signal.and_then(|s| s.master_away_since).map(|at| after_millis(at, 2 * grace_ms));
+    let silent_since = after_millis(last, grace_ms).max(excused.unwrap_or(Timestamp::MIN));
     if silent_since < world.now {
         if listening > world.now {
             return keep(listening);

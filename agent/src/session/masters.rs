@@ -1,0 +1,104 @@
+//! Which masters this agent knows, and which of them it dials next.
+//!
+//! Those it was started with, and those that a master told of: the latter are kept in a file, so
+//! that an agent that starts while its first master is gone finds the others.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// In the data folder: the masters that were told of, a JSON list.
+pub const MASTERS_FILE: &str = "masters.json";
+/// Most masters that are remembered.
+const MASTERS_MAX: usize = 16;
+
+#[derive(Debug)]
+pub struct Masters {
+    path: PathBuf,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    given: Vec<String>,
+    told: Vec<String>,
+    /// Of the next one in [`Known::all`]. Chance at first: so agents spread over the masters.
+    next: usize,
+}
+
+impl Known {
+    /// As the masters told it, then what was given beside it.
+    fn all(&self) -> Vec<String> {
+        let mut all = self.told.clone();
+        all.extend(self.given.iter().filter(|address| !self.told.contains(address)).cloned());
+        all
+    }
+}
+
+impl Masters {
+    /// `given` has one at least, each `host:port`.
+    pub fn open(given: Vec<String>, data_dir: &Path) -> Self {
+        let path = data_dir.join(MASTERS_FILE);
+        let told = std::fs::read(&path).ok();
+        let told = told.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        Self { path, known: Mutex::new(Known { given, told, next: fastrand::usize(..) }) }
+    }
+
+    /// The one to dial now; each call takes the next in turn.
+    pub fn next(&self) -> String {
+        let mut known = self.lock();
+        let all = known.all();
+        let index = known.next % all.len().max(1);
+        known.next = index + 1;
+        all.get(index).cloned().unwrap_or_default()
+    }
+
+    pub fn are_several(&self) -> bool {
+        self.lock().all().len() > 1
+    }
+
+    /// A master says who the masters are.
+    pub fn tell(&self, addresses: Vec<String>) {
+        let mut known = self.lock();
+        if addresses.is_empty() || known.told == addresses {
+            return;
+        }
+        known.told = addresses;
+        known.told.truncate(MASTERS_MAX);
+        let json = serde_json::to_vec(&known.told).expect("a list of texts is plain data");
+        let aside = self.path.with_extension("json.new");
+        let written =
+            std::fs::write(&aside, json).and_then(|()| std::fs::rename(&aside, &self.path));
+        if let Err(error) = written {
+            let path = self.path.display();
+            tracing::warn!(%error, "cannot write {path}; after a restart only the masters of the command line are known");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Every change under the lock is complete in itself.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn all_are_tried_in_turn_and_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = vec!["a:1".to_owned()];
+        let masters = Masters::open(given.clone(), dir.path());
+        assert!(!masters.are_several());
+        assert_eq!((masters.next(), masters.next()), ("a:1".into(), "a:1".into()));
+        masters.tell(vec!["b:1".into(), "c:1".into()]);
+        let again = Masters::open(given, dir.path());
+        let round: BTreeSet<String> = (0..3).map(|_| again.next()).collect();
+        assert_eq!(round.len(), 3, "{round:?}");
+        // Nobody tells of no master at all.
+        again.tell(Vec::new());
+        assert!(again.are_several());
+    }
+}
