@@ -2,7 +2,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files =
         ["agent", "control", "raft", "relay"].map(|name| format!("timonier/v1/{name}.proto"));
-    for file in files {
+    for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
