@@ -214,17 +214,16 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let guard = self.guard.clone();
         // The service that is ready, not a clone of it, gets the call.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
-            let path = request.uri().path().to_owned();
-            let headers = request.headers().clone();
-            let mut parts = Parts { headers: &headers, extensions: request.extensions_mut() };
-            match guard.pass(&path, &mut parts).await {
-                Ok(()) => inner.call(request).await,
+            let (mut head, body) = request.into_parts();
+            let mut parts = Parts { headers: &head.headers, extensions: &mut head.extensions };
+            match guard.pass(head.uri.path(), &mut parts).await {
+                Ok(()) => inner.call(Request::from_parts(head, body)).await,
                 Err(error) => Ok(Status::from(error).into_http()),
             }
         })
