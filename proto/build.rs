@@ -1,7 +1,7 @@
 //! Compiles the protocol files; protox does it in Rust, so no `protoc` is needed.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["agent", "control", "raft", "relay"].map(|name| format!("timonier/v1/{name}.proto"));
+    let files = ["agent", "control", "join", "raft", "relay"]
+        .map(|name| format!("timonier/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -101,6 +101,9 @@ pub struct RunConfig {
         env = "TIMONIER_MASTER"
     )]
     pub masters: Vec<String>,
+    /// Join token, needed at the first start only: its text, or @ and a file that has it.
+    #[arg(long, value_name = "TOKEN", env = "TIMONIER_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
     /// Labels of the node, for node selectors.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     pub labels: Vec<(String, String)>,

@@ -4,6 +4,7 @@
 //! in `timonier-agent-core`.
 
 pub mod config;
+pub mod join;
 pub mod latency;
 pub mod lease;
 pub mod net;

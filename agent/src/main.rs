@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use timonier_agent::config::{HostConfig, Invocation, RunConfig};
+use timonier_agent::join::{JoinError, Membership, PKI_FOLDER};
 use timonier_agent::lease::{LEASE_FILE, Lease, WATCHDOG_LOCK_FILE, Watchdog};
 use timonier_agent::runtime::docker::Docker;
 use timonier_agent::session::{
@@ -17,6 +18,7 @@ use timonier_agent::session::{
 };
 use timonier_agent::telemetry::{HostFacts, capacity};
 use timonier_agent::{lease, net, pods};
+use timonier_identity::JoinToken;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -32,9 +34,10 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(120);
 const LOCK_FILE: &str = "lock";
 /// What pods and network keep in the data folder.
-const OWN_FOLDERS: [&str; 2] = ["pods", "bin"];
+const OWN_FOLDERS: [&str; 3] = ["pods", "bin", PKI_FOLDER];
 
 fn main() -> ExitCode {
+    timonier_identity::install_provider();
     let invocation = match Invocation::try_parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(error) => error.exit(),
@@ -109,8 +112,16 @@ async fn run_agent(config: RunConfig) -> Result<()> {
         // So that the first thing a master hears is not that a node with pods is starting.
         let _ = tokio::time::timeout(TAKEOVER_WAIT, node.started()).await;
     }
+    // Pods that run are looked after above, with or without a master.
+    let joining = membership(&config);
+    let membership = tokio::select! {
+        membership = joining => membership?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let session = Session::new(
         SessionConfig {
+            membership,
             masters: config.masters(),
             data_dir: config.host.data_dir.clone(),
             node_name: config.host.node_name.clone(),
@@ -139,6 +150,20 @@ async fn run_agent(config: RunConfig) -> Result<()> {
 fn lease(host: &HostConfig, facts: &HostFacts) -> Lease {
     let watchdog = Watchdog::new(&host.node_name, &host.data_dir, &host.docker_socket);
     Lease::open(&host.data_dir, &facts.boot_id, watchdog)
+}
+
+/// This node's certificate: the one it has, or a first one by its join token.
+async fn membership(config: &RunConfig) -> Result<Membership> {
+    let HostConfig { node_name, data_dir, .. } = &config.host;
+    let masters = config.masters();
+    match Membership::open(node_name, data_dir, &masters, None).await {
+        Err(JoinError::NoToken(_)) if config.token.is_some() => {}
+        answer => return Ok(answer?),
+    }
+    // Only now: at later starts the file of the token may be gone.
+    let text = config.token.as_deref().unwrap_or_default();
+    let token = JoinToken::read(text).map_err(anyhow::Error::msg)?;
+    Ok(Membership::open(node_name, data_dir, &masters, Some(&token)).await?)
 }
 
 /// One agent a folder: the lock is held until the process ends.

@@ -15,16 +15,54 @@ use crate::error::{Outcome, fail};
 pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_context: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<Cluster>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<User>,
     #[serde(default)]
     pub contexts: Vec<Context>,
+}
+
+/// The masters of a cluster and the CA by which they are known.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Cluster {
+    pub name: String,
+    /// Masters as `host:port`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
+    /// PEM, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_authority_data: Option<String>,
+}
+
+/// What is shown to the masters: a certificate with its key, or a bearer token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct User {
+    pub name: String,
+    /// PEM, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_data: Option<String>,
+    /// PEM, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_key_data: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Context {
     pub name: String,
-    /// Masters as `host:port`, tried in turn.
-    #[serde(default)]
+    /// Of the clusters above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Of the users above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Masters as `host:port`, tried in turn, before those of the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<String>,
     /// All masters, as one of them told at the last command; tried after `servers`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -83,12 +121,64 @@ impl Config {
         };
         let text = serde_saphyr::to_string(self)
             .map_err(|error| fail(format!("write configuration {}: {error}", path.display())))?;
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(wrong)?;
+        timonier_identity::write_private(path, &text).map_err(wrong)
+    }
+
+    pub fn cluster(&self, name: &str) -> Option<&Cluster> {
+        self.clusters.iter().find(|cluster| cluster.name == name)
+    }
+
+    pub fn user(&self, name: &str) -> Option<&User> {
+        self.users.iter().find(|user| user.name == name)
+    }
+
+    /// The cluster of this name, made when there is none.
+    pub fn cluster_mut(&mut self, name: &str) -> &mut Cluster {
+        let index = self.clusters.iter().position(|cluster| cluster.name == name);
+        let index = index.unwrap_or_else(|| {
+            self.clusters.push(Cluster { name: name.to_owned(), ..Default::default() });
+            self.clusters.len() - 1
+        });
+        &mut self.clusters[index]
+    }
+
+    /// The user of this name, made when there is none.
+    pub fn user_mut(&mut self, name: &str) -> &mut User {
+        let index = self.users.iter().position(|user| user.name == name);
+        let index = index.unwrap_or_else(|| {
+            self.users.push(User { name: name.to_owned(), ..Default::default() });
+            self.users.len() - 1
+        });
+        &mut self.users[index]
+    }
+
+    /// Without what nobody should read over a shoulder.
+    pub fn redacted(&self) -> Self {
+        let hide = |secret: &mut Option<String>| {
+            if let Some(secret) = secret {
+                *secret = "REDACTED".to_owned();
+            }
+        };
+        let mut config = self.clone();
+        for user in &mut config.users {
+            hide(&mut user.client_key_data);
+            hide(&mut user.token);
         }
-        let temporary = path.with_extension(format!("{}.new", std::process::id()));
-        std::fs::write(&temporary, text).map_err(wrong)?;
-        std::fs::rename(&temporary, path).map_err(wrong)
+        config
+    }
+
+    /// All masters that a context knows, in the order in which they are tried.
+    pub fn servers(&self, context: &Context) -> Vec<String> {
+        let cluster = context.cluster.as_deref().and_then(|name| self.cluster(name));
+        let of_cluster = cluster.into_iter().flat_map(|cluster| &cluster.servers);
+        let mut servers: Vec<String> = Vec::new();
+        for server in context.servers.iter().chain(of_cluster).chain(&context.masters) {
+            let server = with_port(server);
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        servers
     }
 
     pub fn context(&self, name: &str) -> Option<&Context> {
@@ -143,14 +233,7 @@ pub fn target(
     let typed = server.map(|list| list.split(',').map(str::trim).map(with_port).collect());
     let servers = typed
         .or_else(|| {
-            let context = context?;
-            let mut servers: Vec<String> = Vec::new();
-            for server in context.servers.iter().chain(&context.masters) {
-                let server = with_port(server);
-                if !servers.contains(&server) {
-                    servers.push(server);
-                }
-            }
+            let servers = config.servers(context?);
             (!servers.is_empty()).then_some(servers)
         })
         .unwrap_or_else(|| vec![format!("127.0.0.1:{DEFAULT_MASTER_PORT}")]);
@@ -167,7 +250,7 @@ pub fn target(
 
 /// `host` → `host:7443`; a scheme in front is dropped.
 pub fn with_port(server: &str) -> String {
-    let bare = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
+    let bare = server.strip_prefix("https://").unwrap_or(server).trim_end_matches('/');
     let has_port = match bare.rsplit_once(':') {
         Some((host, port)) => {
             port.chars().all(|c| c.is_ascii_digit())
@@ -211,7 +294,7 @@ mod tests {
     fn servers_get_their_port() {
         for (typed, full) in [
             ("master", "master:7443"),
-            ("http://10.0.0.1:80/", "10.0.0.1:80"),
+            ("https://10.0.0.1:80/", "10.0.0.1:80"),
             ("fd00::1", "[fd00::1]:7443"),
             ("[fd00::1]:1", "[fd00::1]:1"),
             ("[fd00::1]", "[fd00::1]:7443"),
@@ -225,7 +308,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/config.yaml");
         assert_eq!(Config::load(&path).unwrap(), Config::default());
-        let mut config = Config { current_context: Some("lab".into()), contexts: Vec::new() };
+        let mut config = Config { current_context: Some("lab".into()), ..Default::default() };
         config.context_mut("lab").servers = vec!["127.0.0.1:7443".into()];
         config.save(&path).unwrap();
         assert_eq!(Config::load(&path).unwrap(), config);
@@ -238,12 +321,13 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_context() {
-        let mut config = Config { current_context: Some("lab".into()), contexts: Vec::new() };
+        let mut config = Config { current_context: Some("lab".into()), ..Default::default() };
         *config.context_mut("lab") = Context {
             name: "lab".into(),
             servers: vec!["a:1".into(), "b".into()],
             masters: vec!["b:7443".into(), "c:7443".into()],
             namespace: Some("team".into()),
+            ..Default::default()
         };
         let plain = target(&config, None, None, None).unwrap();
         assert_eq!(plain.servers, ["a:1", "b:7443", "c:7443"]);

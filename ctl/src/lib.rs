@@ -16,6 +16,7 @@ mod image;
 pub mod jsonpath;
 mod lab;
 mod load;
+mod login;
 #[doc(hidden)]
 pub mod manifest;
 mod output;
@@ -41,6 +42,7 @@ const THREADS: usize = 2;
 
 /// Runs the program with its own arguments.
 pub fn main() -> ExitCode {
+    timonier_identity::install_provider();
     let out = Out::standard();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
@@ -112,6 +114,10 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
         (cli::Command::Completion(_) | cli::Command::HelpPages, Err(_)) => Config::default(),
         (_, Err(failure)) => return Err(failure),
     };
+    // Who has no configuration of his own and is the administrator here needs none.
+    let own = config.current_context.is_some() || global.context.is_some();
+    let keeps = matches!(cli.command, cli::Command::Config(_) | cli::Command::Lab(_));
+    let config = if own || keeps { config } else { login::stand_in().unwrap_or(config) };
     let context = global.context.as_deref();
     let server = global.server.as_deref();
     let needs_context = !matches!(cli.command, cli::Command::Config(_) | cli::Command::Lab(_));
@@ -120,10 +126,12 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
         Err(failure) if needs_context => return Err(failure),
         Err(_) => config::target(&Config::default(), None, server, global.namespace.as_deref())?,
     };
-    let client = Client::new(target.servers.clone(), global.request_timeout.map(|d| d.0));
+    let chosen = config.chosen(context).ok().flatten();
+    let login = login::login(&config, chosen, &target.servers);
+    let client = Client::new(target.servers.clone(), login, global.request_timeout.map(|d| d.0));
     let ctx = Ctx { client, target, out, config, config_path };
     let result = cli.command.run(&ctx).await;
-    if server.is_none() {
+    if server.is_none() && own {
         config::keep_masters(&ctx.config_path, context, &ctx.client.told_masters());
     }
     result

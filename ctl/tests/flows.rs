@@ -19,7 +19,7 @@ struct Ran {
 
 async fn run(master: &Played, args: &[&str]) -> Ran {
     let all = ["--server", master.address.as_str()].into_iter().chain(args.iter().copied());
-    let config = Some("/nonexistent/config.yaml".into());
+    let config = Some(master.config.path().to_owned());
     let run = timonctl::run_captured(all, config);
     let (code, printed) =
         tokio::time::timeout(Duration::from_secs(30), run).await.expect("the command ends");

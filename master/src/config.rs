@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use timonier_identity::Lifetimes;
 use timonier_master_core::ipam::Range;
 use timonier_proto::unique::FENCE_AFTER_MS_DEFAULT;
 use timonier_proto::{DEFAULT_CLUSTER_RANGE, DEFAULT_SERVICE_RANGE};
@@ -76,6 +77,16 @@ pub struct Config {
     /// Slows every fsync of the log by so many milliseconds, to see what a slow disk does.
     #[arg(long, value_name = "MS", hide_short_help = true)]
     pub log_fsync_delay: Option<u64>,
+    /// Certificates of agents and masters are valid for so long; they renew themselves at two
+    /// thirds of it.
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = duration)]
+    pub certificate_lifetime: Duration,
+    /// People's certificates are valid for so long.
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = duration)]
+    pub person_certificate_lifetime: Duration,
+    /// The cluster's CA is valid for so long; it is renewed at two thirds of it.
+    #[arg(long, value_name = "TIME", default_value = "3650d", value_parser = duration)]
+    pub ca_lifetime: Duration,
     /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
     pub log: String,
@@ -101,7 +112,18 @@ impl Config {
             encryption_key_file: None,
             encryption_passphrase_file: None,
             log_fsync_delay: None,
+            certificate_lifetime: Lifetimes::default().machine,
+            person_certificate_lifetime: Lifetimes::default().person,
+            ca_lifetime: Lifetimes::default().authority,
             log: LOG_DEFAULT.to_owned(),
+        }
+    }
+
+    pub(crate) fn lifetimes(&self) -> Lifetimes {
+        Lifetimes {
+            authority: self.ca_lifetime,
+            machine: self.certificate_lifetime,
+            person: self.person_certificate_lifetime,
         }
     }
 }
@@ -136,6 +158,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
+        "d" => 86_400.0,
         _ => return Err(format!("{text:?} is not a time like 500ms, 3s or 2m")),
     };
     number
@@ -157,7 +180,8 @@ mod tests {
             ("1.5m", Some(90_000)),
             ("2", Some(2000)),
             ("x", None),
-            ("3d", None),
+            ("3d", Some(3 * 86_400_000)),
+            ("3w", None),
             ("", None),
         ] {
             assert_eq!(duration(text).ok(), millis.map(Duration::from_millis), "{text:?}");

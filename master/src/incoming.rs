@@ -1,29 +1,27 @@
 //! The connections that the master accepts, with their writes gathered.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::{Stream, StreamExt};
-use timonier_identity::PeerCertificate;
+use timonier_identity::{Accepted, Identity};
+
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+use tokio::net::TcpListener;
+use tonic::transport::server::Connected;
 
-/// What is known of a connection; each of its requests has it among its extensions.
-#[derive(Debug, Clone)]
-pub struct Connection {
-    pub remote: Option<SocketAddr>,
-    /// Whose certificate the other side showed; none where it showed none.
-    pub peer: Option<Arc<PeerCertificate>>,
-}
+pub use timonier_identity::Connection;
 
-/// The connections of a listener.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Gathering<TcpStream>>> {
-    let streams = TcpIncoming::from(listener).with_nodelay(Some(true));
-    streams.map(|stream| stream.map(Gathering::new))
+/// The connections of a listener, with TLS.
+///
+/// The gathering is around TLS, so that what goes out together is also sealed together.
+pub fn incoming(
+    listener: TcpListener,
+    identity: Identity,
+) -> impl Stream<Item = io::Result<Gathering<Accepted>>> {
+    let accepted = timonier_identity::incoming(listener, identity);
+    accepted.map(|stream| stream.map(Gathering::new))
 }
 
 /// Before it writes, it lets the other tasks that are ready go first, once.
@@ -97,10 +95,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     }
 }
 
-impl Connected for Gathering<TcpStream> {
-    type ConnectInfo = TcpConnectInfo;
+impl Connected for Gathering<Accepted> {
+    type ConnectInfo = Connection;
 
-    fn connect_info(&self) -> TcpConnectInfo {
+    fn connect_info(&self) -> Connection {
         self.stream.connect_info()
     }
 }

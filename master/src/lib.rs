@@ -12,6 +12,7 @@ pub mod guard;
 pub mod incoming;
 pub mod masters;
 pub mod peers;
+pub mod pki;
 pub mod relay;
 pub mod server;
 pub mod sessions;

@@ -3,26 +3,36 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
+use jiff::Timestamp;
+use timonier_identity::{
+    Accepted, DialOptions, Identity, JoinToken, Lifetimes, Subject, Trust, dial, unix_now,
+};
 use timonier_master_core::world::Settings;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::Status;
+use tonic::transport::{Channel, Server};
 use tracing::{error, info, warn};
 
+use crate::caller::{CallerLayer, TokenReview};
 use crate::config::Config;
 use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
 use crate::guard::Guard;
-use crate::incoming;
+use crate::incoming::{self, Gathering};
 use crate::masters::Masters;
 use crate::peers::{self, JoinError, Joining, Lines, Peers, RaftService};
+use crate::pki::{self, Pki, PkiConfig, PkiError, TrustDoor};
 use crate::relay::Relays;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::{Start, Store, StoreConfig, StoreError};
 use crate::telemetry::Hub;
+use crate::tokens;
 
 /// Open requests may take so long to end when the master stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
@@ -43,6 +53,8 @@ pub enum StartError {
     Advertise(SocketAddr),
     #[error("open the audit log: {0}")]
     Audit(io::Error),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
     #[error("listen on {address}: {source}{}", listen_hint(.source))]
     Listen { address: SocketAddr, source: io::Error },
 }
@@ -69,6 +81,7 @@ pub struct Master;
 pub struct RunningMaster {
     addr: SocketAddr,
     store: Store,
+    pki: Pki,
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     loops: JoinHandle<()>,
@@ -81,13 +94,22 @@ impl Master {
         let refuse = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refuse)?;
         let addr = listener.local_addr().map_err(refuse)?;
+        let address = advertised(&config, addr);
+        let pki = pki_config(&config, &address).await?;
+        let pki = Pki::open(pki)?;
         let lines = Lines::new();
-        let store = Store::open(store_config(&config, addr, &lines).await?).await?;
+        let store = store_config(&config, addr, &lines, pki.identity()).await?;
+        let store = Store::open(store).await?;
+        // Masters know each other by their ids, which this one has only now.
+        pki.name(store.id())?;
+        lines.show(pki.identity().clone());
+        pki.settle(&store).await?;
         let raft = RaftService::new(store.clone());
         let shutdown = CancellationToken::new();
+        tokio::spawn(pki.clone().run(store.clone(), shutdown.clone()));
         let hub = Hub::new();
         let settings = settings(&config);
-        let masters = Masters::of(Peers::new(store.clone(), lines), advertised(&config, addr));
+        let masters = Masters::of(Peers::new(store.clone(), lines), address);
         let sessions = Sessions::start(
             store.clone(),
             hub.clone(),
@@ -113,10 +135,19 @@ impl Master {
         });
         let relays = Relays::start(hub.clone(), masters, shutdown.clone());
         let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
-        let services = (door, guard, sessions, relays, raft);
-        let server = tokio::spawn(serve(listener, services, shutdown.clone()));
+        let doors = Doors {
+            door,
+            guard,
+            sessions,
+            relays,
+            raft,
+            trust: pki.door(store.clone(), shutdown.clone()),
+            store: store.clone(),
+        };
+        let incoming = incoming::incoming(listener, pki.identity().clone());
+        let server = tokio::spawn(serve(incoming, doors, shutdown.clone()));
         info!(address = %addr, data = %config.data_dir.display(), "the master is up");
-        Ok(RunningMaster { addr, store, shutdown, server, loops })
+        Ok(RunningMaster { addr, store, pki, shutdown, server, loops })
     }
 }
 
@@ -125,11 +156,25 @@ fn advertised(config: &Config, addr: SocketAddr) -> String {
     config.advertise.clone().unwrap_or_else(|| addr.to_string())
 }
 
+/// What this master's trust begins with: the CA that it has, or that of the cluster which it joins.
+async fn pki_config(config: &Config, address: &str) -> Result<PkiConfig, StartError> {
+    if let (false, Some(token)) = (config.join.is_empty(), &config.token) {
+        let token = JoinToken::read(token).map_err(PkiError::Token)?;
+        pki::obtain(&config.data_dir, &config.join, &token).await?;
+    }
+    Ok(PkiConfig {
+        data_dir: config.data_dir.clone(),
+        addresses: vec![address.to_owned()],
+        lifetimes: config.lifetimes(),
+    })
+}
+
 /// Asks the cluster to be let in, when this is the first start of a master that joins.
 async fn store_config(
     config: &Config,
     addr: SocketAddr,
     lines: &Lines,
+    identity: &Identity,
 ) -> Result<StoreConfig, StartError> {
     let (name, address) = (config.name(), advertised(config, addr));
     let mut start = Start::First;
@@ -139,7 +184,7 @@ async fn store_config(
         }
         let token = config.token.clone().unwrap_or_default();
         let joining = Joining { name: name.clone(), address: address.clone(), token };
-        let reply = peers::join(&config.join, &joining).await?;
+        let reply = peers::join(&config.join, &joining, identity).await?;
         info!(id = reply.id, cluster = reply.cluster_id, "joining as a master");
         start = Start::Joining { cluster_id: reply.cluster_id, id: reply.id };
     }
@@ -166,24 +211,46 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-type Services = (Door, Guard, Sessions, Relays, RaftService);
+/// All that answers.
+struct Doors {
+    door: Door,
+    guard: Guard,
+    sessions: Sessions,
+    relays: Relays,
+    raft: RaftService,
+    trust: TrustDoor,
+    store: Store,
+}
+
+/// Bearer tokens are service accounts'.
+struct ServiceAccountTokens(Store);
+
+impl TokenReview for ServiceAccountTokens {
+    fn review(&self, token: &str) -> Result<(String, Vec<String>), Status> {
+        let user = tokens::verify(&self.0.snapshot(), token, Timestamp::now());
+        let user = user.map_err(|error| Status::unauthenticated(error.to_string()))?;
+        Ok((user.name, user.groups))
+    }
+}
 
 async fn serve(
-    listener: TcpListener,
-    (door, guard, sessions, relays, raft): Services,
+    incoming: impl Stream<Item = io::Result<Gathering<Accepted>>>,
+    doors: Doors,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = incoming::incoming(listener);
     Server::builder()
         .http2_keepalive_interval(Some(grpc::KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(grpc::CONCURRENT_STREAMS_PER_CONNECTION_MAX))
         .concurrency_limit_per_connection(grpc::CONCURRENT_REQUESTS_PER_CONNECTION_MAX)
-        .layer(guard.layer())
-        .add_service(door.service())
-        .add_service(sessions.service())
-        .add_service(relays.service())
-        .add_service(raft.service())
+        .layer(CallerLayer::new(Arc::new(ServiceAccountTokens(doors.store.clone()))))
+        .layer(doors.guard.layer())
+        .add_service(doors.door.service())
+        .add_service(doors.sessions.service())
+        .add_service(doors.relays.service())
+        .add_service(doors.raft.service())
+        .add_service(doors.trust.join_service())
+        .add_service(doors.trust.trust_service())
         .serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })
         .await
 }
@@ -197,6 +264,19 @@ impl RunningMaster {
     /// Its store, for tests and benchmarks in the same process.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// A channel to it for somebody: for tests and benchmarks in the same process.
+    pub async fn dial_as(&self, subject: &Subject) -> anyhow::Result<Channel> {
+        let authority = self.pki.authority();
+        let credentials = authority.issue(subject, unix_now(), Lifetimes::default().machine)?;
+        let identity = Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))?;
+        Ok(dial(&self.addr.to_string(), &identity, &DialOptions::default()).await?)
+    }
+
+    /// Its part in the cluster's trust, for tests and benchmarks in the same process.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
     }
 
     /// Resolves with the reason when the master cannot go on.

@@ -10,9 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use timonier_identity::{
+    Authority, DialOptions, Identity, Lifetimes, Subject, Trust, dial, unix_now,
+};
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::{Kind, MESSAGE_BYTES_MAX, Object};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::wait::until;
 
@@ -108,7 +111,7 @@ impl Cluster {
     }
 
     pub async fn start_master(&mut self) -> Result<()> {
-        let data = self.options.master_dir.clone().unwrap_or(self.dir.path().join("master"));
+        let data = self.master_dir();
         let log =
             File::options().create(true).append(true).open(self.dir.path().join("master.log"))?;
         let own_range = format!("10.{}.0.0/16", 128 + self.id);
@@ -147,6 +150,8 @@ impl Cluster {
             .args(["--master", &self.address(), "--node-name", &name, "--data-dir"])
             .arg(self.dir.path().join(&name))
             .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
+            .arg("--token")
+            .arg(format!("@{}", self.master_dir().join("node-token").display()))
             .args(&self.options.agent_args)
             .stdout(Stdio::null())
             .stderr(log);
@@ -165,12 +170,28 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Result<ControlClient<Channel>> {
-        let channel = Endpoint::from_shared(format!("http://{}", self.address()))?
-            .connect_timeout(Duration::from_secs(2))
-            .tcp_nodelay(true)
-            .connect()
-            .await?;
+        let channel = self.dial(&Subject::admin()).await?;
         Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// A new connection to the master, as somebody.
+    pub async fn dial(&self, subject: &Subject) -> Result<Channel> {
+        Ok(dial(&self.address(), &self.identity(subject)?, &DialOptions::default()).await?)
+    }
+
+    /// Somebody of this cluster, certified with the CA in the master's data folder.
+    pub fn identity(&self, subject: &Subject) -> Result<Identity> {
+        let path = self.master_dir().join("pki/authority.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path:?}"))?;
+        let authority = Authority::from_parts(&serde_json::from_str(&text)?)?;
+        let validity = Lifetimes::default().machine;
+        let credentials = authority.issue(subject, unix_now(), validity)?;
+        Ok(Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))?)
+    }
+
+    /// Where the master keeps its data.
+    pub fn master_dir(&self) -> PathBuf {
+        self.options.master_dir.clone().unwrap_or(self.dir.path().join("master"))
     }
 
     /// Runs timonctl against this cluster.
@@ -185,7 +206,7 @@ impl Cluster {
         command
             .args(args)
             .env("TIMONIER_SERVER", self.address())
-            .env("TIMONIER_CONFIG", self.dir.path().join("config.yaml"))
+            .env("TIMONIER_CONFIG", self.master_dir().join("admin.yaml"))
             .env("NO_COLOR", "1")
             .env("LANG", "C")
             .current_dir(self.dir.path())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use timonier_identity::{DialOptions, dial, explain};
 use timonier_proto::MESSAGE_BYTES_MAX;
 use timonier_proto::v1::agent_client::AgentClient;
 use timonier_proto::v1::agent_message::Message as Up;
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::{Node, Ranges, Session};
 
@@ -67,8 +68,10 @@ pub async fn run(session: &Session, master: &str) -> Ended {
     node.begin_session();
     // Starting may take its time; heartbeats say meanwhile why the node is not ready.
     let begun = node.begin(Ranges::of(&welcome)).then(|()| std::future::pending::<String>());
+    let renewing = session.config.membership.look_after(channel.clone());
     let why = tokio::select! {
         why = begun => why,
+        never = renewing => never,
         why = heartbeats(node, &outgoing, period) => why,
         why = statuses(node, &outgoing, &window) => why,
         why = events(node, &outgoing) => why,
@@ -85,21 +88,17 @@ struct Opened {
     welcome: Welcome,
 }
 
-/// The one place where this agent opens a connection to a master.
-async fn dial(master: &str, deadline: Duration) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{master}"))
-        .map_err(|error| format!("not an address: {error}"))?
-        .connect_timeout(deadline)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    endpoint.connect().await.map_err(|error| format!("cannot connect: {}", causes(&error)))
-}
-
 async fn open(session: &Session, master: &str) -> Result<Opened, String> {
     let several = session.masters.are_several();
     let deadline = if several { CONNECT_DEADLINE_OF_SEVERAL } else { CONNECT_DEADLINE };
-    let channel = dial(master, deadline).await?;
+    let options = DialOptions {
+        connect_timeout: deadline,
+        keep_alive_interval: KEEP_ALIVE_INTERVAL,
+        keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+        keep_alive_while_idle: false,
+    };
+    let dialled = dial(master, session.config.membership.identity(), &options).await;
+    let channel = dialled.map_err(|error| format!("cannot connect: {error}"))?;
     let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES_MAX);
     let hello = AgentMessage { message: Some(Up::Hello(session.hello().await)) };
     outgoing.try_send(hello).map_err(|_| "the queue to the master is full".to_owned())?;
@@ -107,7 +106,10 @@ async fn open(session: &Session, master: &str) -> Result<Opened, String> {
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let welcomed = async {
-        let refused = |status: tonic::Status| format!("refused: {}", status.message());
+        let refused = |status: tonic::Status| {
+            let why = explain(&status).unwrap_or_else(|| status.message().to_owned());
+            format!("refused: {why}")
+        };
         let answer = client.session(ReceiverStream::new(messages)).await.map_err(refused)?;
         let mut incoming = answer.into_inner();
         match incoming.message().await.map_err(refused)?.and_then(|m| m.message) {
@@ -119,20 +121,6 @@ async fn open(session: &Session, master: &str) -> Result<Opened, String> {
         .await
         .map_err(|_| format!("no welcome in {} s", WELCOME_DEADLINE.as_secs()))??;
     Ok(Opened { channel, outgoing, incoming, welcome })
-}
-
-/// An error with what is behind it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// One each period, and one at once when the node gets ready or not ready.

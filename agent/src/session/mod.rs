@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use self::masters::Masters;
+use crate::join::Membership;
 use crate::streams::Streams;
 use crate::telemetry::HostFacts;
 
@@ -43,6 +44,8 @@ const STREAMS_MAX: usize = 128;
 /// What a session tells of its node once, and how it reaches the masters.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
+    /// What this node shows to the masters.
+    pub membership: Membership,
     /// `host:port` of each; tried in turn, beside those that the masters tell of.
     pub masters: Vec<String>,
     /// Where the latter are kept.

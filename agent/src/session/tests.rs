@@ -6,9 +6,9 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
 use prost::Message;
 use timonier_agent_core::net::DesiredNet;
+use timonier_identity::Subject;
 use timonier_proto::v1::agent_message::Message as Up;
 use timonier_proto::v1::agent_server::{Agent, AgentServer};
 use timonier_proto::v1::master_message::Message as Down;
@@ -19,11 +19,12 @@ use timonier_proto::v1::{
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Node, NodeConfig, NodeNetwork, Session, SessionConfig, StartNetwork};
+use crate::join::Membership;
 use crate::pods::{NetAnswer, PodNetwork};
 use crate::runtime::docker::Docker;
 use crate::telemetry::HostFacts;
@@ -139,9 +140,10 @@ impl Lab {
         let (sender, sessions) = mpsc::channel(4);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let (master, agent) = timonier_identity::throwaway(&Subject::node("n1"));
         let server = Server::builder()
             .add_service(AgentServer::new(ScriptedMaster { sessions: sender }))
-            .serve_with_incoming(TcpListenerStream::new(listener).boxed());
+            .serve_with_incoming(timonier_identity::incoming(listener, master));
         tokio::spawn(server);
         let dir = tempfile::tempdir().unwrap();
         let network = Arc::new(NotedNetwork::default());
@@ -161,6 +163,7 @@ impl Lab {
             start,
         );
         let config = SessionConfig {
+            membership: Membership::new(agent, dir.path()),
             // The first is not there: masters are tried in turn.
             masters: vec!["127.0.0.1:1".into(), address],
             data_dir: dir.path().to_owned(),

@@ -144,6 +144,10 @@ verbs! {
     ClusterInfo => cluster_info;
     /// Show or rotate the keys that a master's files are encrypted with
     Encryption => encryption;
+    /// Make, list and revoke tokens with which hosts join
+    Token => token;
+    /// Show and renew certificates
+    Certificate => certificate;
     /// Show or change the configuration file
     Config => config;
     /// Print a completion script for a shell

@@ -14,19 +14,26 @@ use std::future::Future;
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use timonier_identity::{DialOptions, Identity};
 use timonier_proto::v1::StreamFrame;
 use timonier_proto::v1::control_client::ControlClient;
+use timonier_proto::v1::join_client::JoinClient;
+use timonier_proto::v1::trust_client::TrustClient;
 use timonier_proto::{MASTERS_HEADER, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::retry::{Policy, is_broken};
 use crate::error::{Failure, Outcome, fail};
+use crate::login::{Bearer, Login};
 
-pub type Control = ControlClient<Channel>;
+/// A connection, with the bearer token where there is one.
+pub type Way = InterceptedService<Channel, Bearer>;
+pub type Control = ControlClient<Way>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Where there are other masters to try.
@@ -44,6 +51,7 @@ const MASTERS_MAX: usize = 16;
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
+    login: Arc<Outcome<Login>>,
     timeout: Duration,
 }
 
@@ -67,14 +75,15 @@ struct Servers {
 
 struct Connected {
     link: u64,
-    control: Control,
+    way: Way,
 }
 
 impl Client {
-    /// Connects at the first call.
-    pub fn new(servers: Vec<String>, timeout: Option<Duration>) -> Self {
+    /// Connects at the first call; without a login that call fails.
+    pub fn new(servers: Vec<String>, login: Outcome<Login>, timeout: Option<Duration>) -> Self {
         let servers = Lock::new(Servers { addresses: servers, ..Default::default() });
         Self {
+            login: Arc::new(login),
             shared: Arc::new(Shared { servers, current: Mutex::new(None) }),
             timeout: timeout.unwrap_or(CALL_TIMEOUT),
         }
@@ -87,9 +96,33 @@ impl Client {
 
     /// The connection, made to the first master that accepts where there is none; with its number.
     async fn connected(&self) -> Outcome<(u64, Control)> {
+        let (link, way) = self.way().await?;
+        let control = ControlClient::new(way)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok((link, control))
+    }
+
+    /// The service that looks after certificates.
+    pub async fn trust(&self) -> Outcome<TrustClient<Way>> {
+        Ok(TrustClient::new(self.way().await?.1))
+    }
+
+    /// The service that renews them.
+    pub async fn join(&self) -> Outcome<JoinClient<Way>> {
+        Ok(JoinClient::new(self.way().await?.1))
+    }
+
+    /// What is shown to the masters.
+    pub fn identity(&self) -> Outcome<&Identity> {
+        self.login.as_ref().as_ref().map(|login| &login.identity).map_err(Clone::clone)
+    }
+
+    async fn way(&self) -> Outcome<(u64, Way)> {
+        let login = self.login.as_ref().as_ref().map_err(Clone::clone)?;
         let mut current = self.shared.current.lock().await;
         if let Some(connected) = &*current {
-            return Ok((connected.link, connected.control.clone()));
+            return Ok((connected.link, connected.way.clone()));
         }
         let (addresses, first) = {
             let servers = self.servers();
@@ -101,16 +134,16 @@ impl Client {
         for index in 0..addresses.len() {
             let index = (first + index) % addresses.len();
             let server = &addresses[index];
-            match connect(server, patience).await {
-                Ok(control) => {
+            match connect(server, login, patience).await {
+                Ok(way) => {
                     let link = {
                         let mut servers = self.servers();
                         servers.next = index;
                         servers.links += 1;
                         servers.links
                     };
-                    *current = Some(Connected { link, control: control.clone() });
-                    return Ok((link, control));
+                    *current = Some(Connected { link, way: way.clone() });
+                    return Ok((link, way));
                 }
                 Err(reason) => reasons.push(format!("connect to master {server}: {reason}")),
             }
@@ -245,25 +278,23 @@ fn is_away(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.details().is_empty()
 }
 
-async fn connect(server: &str, patience: Duration) -> Result<Control, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
-        .map_err(|error| format!("not an address: {error}"))?
-        .connect_timeout(patience)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let connecting = tokio::time::timeout(patience * 2, endpoint.connect());
-    match connecting.await {
-        Ok(Ok(channel)) => Ok(ControlClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)),
-        Ok(Err(error)) => Err(root_cause(&error).unwrap_or_else(|| error.to_string())),
-        Err(_) => Err("timed out".into()),
-    }
+async fn connect(server: &str, login: &Login, patience: Duration) -> Result<Way, String> {
+    let options = DialOptions {
+        connect_timeout: patience,
+        keep_alive_interval: KEEPALIVE_INTERVAL,
+        keep_alive_timeout: KEEPALIVE_TIMEOUT,
+        keep_alive_while_idle: false,
+    };
+    let dialled = timonier_identity::dial(server, &login.identity, &options).await;
+    let channel = dialled.map_err(|error| error.to_string())?;
+    Ok(InterceptedService::new(channel, login.bearer.clone()))
 }
 
 /// The innermost cause, in plain words where it is the operating system's.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(why) = timonier_identity::explain(error) {
+        return Some(why);
+    }
     let mut cause = error.source()?;
     while let Some(inner) = cause.source() {
         cause = inner;

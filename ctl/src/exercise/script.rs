@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
+use timonier_identity::Subject;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{self, stream_frame, stream_request, watch_event};
 use timonier_proto::{ApiError, Kind, ObjectKey, Reason};
@@ -18,6 +19,7 @@ use crate::client::Client;
 use crate::config::{Config, Target};
 use crate::context::Ctx;
 use crate::fields::Fields;
+use crate::login::{Bearer, Login};
 use crate::output::{Captured, Out};
 
 /// Events a watcher in a test may lag behind.
@@ -40,6 +42,7 @@ pub struct Scripted {
     objects: Mutex<BTreeMap<(String, String), Value>>,
     changes: broadcast::Sender<Change>,
     pub address: String,
+    login: Login,
     pub deleted: Mutex<Vec<String>>,
     pub offers: Mutex<Vec<v1::ImageOffer>>,
     pub archives: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -47,20 +50,21 @@ pub struct Scripted {
 
 impl Script {
     pub async fn serve(self) -> Arc<Scripted> {
+        let (serving, identity) = timonier_identity::throwaway(&Subject::admin());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let master = Arc::new(Scripted {
             script: Mutex::new(self),
             objects: Mutex::default(),
             changes: broadcast::Sender::new(EVENTS_MAX),
             address: listener.local_addr().unwrap().to_string(),
+            login: Login { identity, bearer: Bearer::default() },
             deleted: Mutex::default(),
             offers: Mutex::default(),
             archives: Arc::default(),
         });
         let server = tonic::transport::Server::builder()
             .add_service(ControlServer::from_arc(master.clone()));
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        tokio::spawn(server.serve_with_incoming(incoming));
+        tokio::spawn(server.serve_with_incoming(timonier_identity::incoming(listener, serving)));
         master
     }
 }
@@ -70,7 +74,7 @@ pub fn ctx_of(master: &Scripted) -> (Ctx, Arc<Mutex<Captured>>) {
     let (out, captured) = Out::captured();
     let servers = vec![master.address.clone()];
     let ctx = Ctx {
-        client: Client::new(servers.clone(), None),
+        client: Client::new(servers.clone(), Ok(master.login.clone()), None),
         target: Target { servers, namespace: "default".into(), namespace_typed: false },
         out,
         config: Config::default(),

@@ -117,6 +117,8 @@ fn remove(lab: &Lab, nodes: &[String], keep_data: bool) -> Outcome {
 fn forget_context(ctx: &Ctx) -> Outcome {
     let mut config = ctx.config.clone();
     config.contexts.retain(|context| context.name != CONTEXT);
+    config.clusters.retain(|cluster| cluster.name != CONTEXT);
+    config.users.retain(|user| user.name != CONTEXT);
     if config.current_context.as_deref() == Some(CONTEXT) {
         config.current_context = None;
     }

@@ -10,11 +10,14 @@ pub mod show;
 pub mod up;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::home;
+use crate::client::Client;
+use crate::config::{Config, home};
 use crate::error::{Outcome, fail};
+use crate::login::{ADMIN_FILE, login};
 
 pub const CONTEXT: &str = "lab";
 pub const MASTER: &str = "master";
@@ -71,6 +74,21 @@ impl Lab {
 
     pub fn data(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// The configuration of the lab's administrator, as its master wrote it.
+    pub fn administrator(&self) -> Outcome<Config> {
+        Config::load(&self.data(MASTER).join(ADMIN_FILE))
+    }
+
+    /// A client of the lab's administrator.
+    pub fn client(&self, address: &str, timeout: Option<Duration>) -> Client {
+        let servers = vec![address.to_owned()];
+        let login = self.administrator().and_then(|config| {
+            let context = config.chosen(None)?;
+            login(&config, context, &servers)
+        });
+        Client::new(servers, login, timeout)
     }
 
     pub fn log(&self, name: &str) -> PathBuf {

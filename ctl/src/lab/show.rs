@@ -8,7 +8,6 @@ use std::time::Duration;
 use timonier_proto::Kind;
 
 use super::{Lab, MASTER, process};
-use crate::client::Client;
 use crate::client::calls::Filter;
 use crate::context::Ctx;
 use crate::error::{Outcome, fail};
@@ -27,8 +26,8 @@ pub async fn status(ctx: &Ctx, lab: &Lab) -> Outcome {
             fail(format!("no lab in {}", lab.dir.display())).hint("timonctl lab up --agents 3")
         );
     };
-    let client =
-        Client::new(vec![format!("127.0.0.1:{}", state.port)], Some(Duration::from_secs(3)));
+    let address = format!("127.0.0.1:{}", state.port);
+    let client = lab.client(&address, Some(Duration::from_secs(3)));
     let objects = client.list(Kind::Node, &Filter::default()).await;
     let ready: HashMap<String, String> =
         objects.iter().flatten().map(|n| (n.name().to_owned(), node_status(n))).collect();

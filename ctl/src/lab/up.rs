@@ -10,6 +10,7 @@ use super::process::{self, Record};
 use super::{CONTEXT, Lab, MASTER, State, bridge_name, need_root, node_name};
 use crate::client::Client;
 use crate::client::calls::Filter;
+use crate::config::{Cluster, User};
 use crate::context::Ctx;
 use crate::error::{Outcome, fail};
 use crate::fields::Fields;
@@ -17,6 +18,8 @@ use crate::output::printers::node_status;
 use crate::output::progress::Spinner;
 use crate::verbs::lab::AGENTS_DEFAULT;
 
+/// In the master's data folder.
+const NODE_TOKEN_FILE: &str = "node-token";
 const MASTER_DEADLINE: Duration = Duration::from_secs(30);
 const NODES_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,8 +55,6 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let started = Instant::now();
     let spinner = Spinner::start(&ctx.out);
     let address = format!("127.0.0.1:{}", state.port);
-    let client = Client::new(vec![address.clone()], None);
-
     spinner.say("starting the master");
     let record = match running {
         Some(record) => record,
@@ -64,8 +65,8 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
             process::start(&lab, MASTER, &master, &args)?
         }
     };
-    await_master(&lab, &client, &record).await?;
-    use_context(ctx, &address)?;
+    let client = await_master(&lab, &address, &record).await?;
+    use_context(ctx, &lab, &address)?;
 
     spinner.say(format!("starting {agents} agents"));
     let mut records = Vec::new();
@@ -141,15 +142,20 @@ fn agent_args(lab: &Lab, name: &str, address: &str, state: &State) -> Vec<String
         ["--master", address, "--node-name", name].map(str::to_owned).to_vec();
     args.extend(["--data-dir".into(), lab.data(name).display().to_string()]);
     args.extend(["--bridge".into(), bridge_name(name)]);
+    let token = lab.data(MASTER).join(NODE_TOKEN_FILE);
+    args.extend(["--token".into(), format!("@{}", token.display())]);
     args.extend(["--max-pods".into(), state.max_pods.to_string()]);
     args.extend(state.agent_args.clone());
     args
 }
 
-async fn await_master(lab: &Lab, client: &Client, record: &Record) -> Outcome {
+/// A client of the lab's administrator, once the master answers it.
+async fn await_master(lab: &Lab, address: &str, record: &Record) -> Outcome<Client> {
     let deadline = Instant::now() + MASTER_DEADLINE;
     loop {
-        let Err(failure) = client.cluster_info().await else { return Ok(()) };
+        // The administrator's file is there before the master answers.
+        let client = lab.client(address, None);
+        let Err(failure) = client.cluster_info().await else { return Ok(client) };
         if !record.alive() {
             return Err(fail(format!(
                 "the master ended; its log ends in\n{}",
@@ -223,9 +229,17 @@ async fn await_nodes(
     }
 }
 
-fn use_context(ctx: &Ctx, address: &str) -> Outcome {
+fn use_context(ctx: &Ctx, lab: &Lab, address: &str) -> Outcome {
     let mut config = ctx.config.clone();
-    config.context_mut(CONTEXT).servers = vec![address.to_owned()];
+    let admin = lab.administrator()?;
+    if let (Some(cluster), Some(user)) = (admin.clusters.first(), admin.users.first()) {
+        *config.cluster_mut(CONTEXT) = Cluster { name: CONTEXT.to_owned(), ..cluster.clone() };
+        *config.user_mut(CONTEXT) = User { name: CONTEXT.to_owned(), ..user.clone() };
+    }
+    let context = config.context_mut(CONTEXT);
+    context.servers = vec![address.to_owned()];
+    context.cluster = Some(CONTEXT.to_owned());
+    context.user = Some(CONTEXT.to_owned());
     config.current_context = Some(CONTEXT.to_owned());
     if config == ctx.config { Ok(()) } else { config.save(&ctx.config_path) }
 }

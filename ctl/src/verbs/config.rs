@@ -1,5 +1,9 @@
 //! `config`: the configuration file.
 
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 
 use crate::config::{self, Config};
@@ -25,8 +29,35 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Print the file
-    View,
+    /// Print the file, without its keys and tokens
+    View {
+        /// With its keys and tokens
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Make or change a cluster: its masters and the CA by which they are known
+    SetCluster {
+        name: String,
+        /// HOST:PORT, several separated by commas
+        #[arg(long, value_name = "LIST")]
+        server: Option<String>,
+        /// File with the CA's certificate, as a master has it in pki/ca.crt
+        #[arg(long, value_name = "FILE")]
+        certificate_authority: Option<PathBuf>,
+    },
+    /// Make or change a user: a certificate with its key, or a bearer token
+    SetCredentials {
+        name: String,
+        /// File with the certificate
+        #[arg(long, value_name = "FILE", requires = "client_key")]
+        client_certificate: Option<PathBuf>,
+        /// File with the certificate's key
+        #[arg(long, value_name = "FILE", requires = "client_certificate")]
+        client_key: Option<PathBuf>,
+        /// The token's text, or @ and a file that has it
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+    },
     /// Set the masters of a context
     SetServer {
         /// HOST:PORT, several separated by commas
@@ -35,7 +66,7 @@ pub enum Action {
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
     },
-    /// Set the namespace of a context
+    /// Set the cluster, user or namespace of a context
     SetContext {
         /// The context's name
         #[arg(required_unless_present = "current")]
@@ -43,6 +74,12 @@ pub enum Action {
         /// The current context
         #[arg(long, conflicts_with = "name")]
         current: bool,
+        /// One of the clusters of the file
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// One of the users of the file
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
     },
     /// Switch to a context
     UseContext { name: String },
@@ -61,10 +98,38 @@ pub enum Action {
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     let mut config = ctx.config.clone();
     match args.action {
-        Action::View => {
-            let text = serde_saphyr::to_string(&config)
+        Action::View { raw } => {
+            let text = serde_saphyr::to_string(&if raw { config } else { config.redacted() })
                 .map_err(|error| fail(format!("write yaml: {error}")))?;
             ctx.out.bytes(text.as_bytes())
+        }
+        Action::SetCluster { name, server, certificate_authority } => {
+            let cluster = config.cluster_mut(&name);
+            if let Some(list) = server {
+                cluster.servers = list.split(',').map(str::trim).map(config::with_port).collect();
+            }
+            if let Some(path) = certificate_authority {
+                cluster.certificate_authority_data = Some(encoded(&path)?);
+            }
+            config.save(&ctx.config_path)?;
+            ctx.out.line(format!("Cluster {name:?} set."))
+        }
+        Action::SetCredentials { name, client_certificate, client_key, token } => {
+            let user = config.user_mut(&name);
+            if let (Some(certificate), Some(key)) = (client_certificate, client_key) {
+                user.client_certificate_data = Some(encoded(&certificate)?);
+                user.client_key_data = Some(encoded(&key)?);
+                user.token = None;
+            }
+            if let Some(text) = token {
+                let text = match text.strip_prefix('@') {
+                    Some(path) => read(path.as_ref())?,
+                    None => text,
+                };
+                user.token = Some(text.trim().to_owned());
+            }
+            config.save(&ctx.config_path)?;
+            ctx.out.line(format!("User {name:?} set."))
         }
         Action::SetServer { servers, name } => {
             let name = name.or(config.current_context.clone()).unwrap_or_else(|| "default".into());
@@ -84,15 +149,26 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
             config.current_context.get_or_insert(name);
             config.save(&ctx.config_path)
         }
-        Action::SetContext { name, .. } => {
+        Action::SetContext { name, cluster, user, .. } => {
             let name = name.or(config.current_context.clone()).ok_or_else(|| {
                 fail("no current context is set").hint("timonctl config use-context NAME")
             })?;
-            if !ctx.target.namespace_typed {
-                return bail("nothing to set; give --namespace NAME");
+            if !ctx.target.namespace_typed && cluster.is_none() && user.is_none() {
+                return bail("nothing to set; give --cluster, --user or --namespace NAME");
+            }
+            if let Some(cluster) = cluster.as_deref().filter(|c| config.cluster(c).is_none()) {
+                return bail(format!("the configuration has no cluster {cluster:?}"));
+            }
+            if let Some(user) = user.as_deref().filter(|user| config.user(user).is_none()) {
+                return bail(format!("the configuration has no user {user:?}"));
             }
             let existed = config.context(&name).is_some();
-            config.context_mut(&name).namespace = Some(ctx.namespace().to_owned());
+            let context = config.context_mut(&name);
+            context.cluster = cluster.or(context.cluster.take());
+            context.user = user.or(context.user.take());
+            if ctx.target.namespace_typed {
+                context.namespace = Some(ctx.namespace().to_owned());
+            }
             config.save(&ctx.config_path)?;
             let done = if existed { "modified" } else { "created" };
             ctx.out.line(format!("Context {name:?} {done}."))
@@ -120,6 +196,15 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     }
 }
 
+fn read(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|error| fail(format!("read {}: {error}", path.display())))
+}
+
+/// A file's text as the configuration keeps it.
+fn encoded(path: &Path) -> Outcome<String> {
+    read(path).map(|text| STANDARD.encode(text))
+}
+
 fn list(ctx: &Ctx, config: &Config, only_names: bool) -> Outcome {
     if only_names {
         return config.contexts.iter().try_for_each(|context| ctx.out.line(&context.name));
@@ -131,7 +216,7 @@ fn list(ctx: &Ctx, config: &Config, only_names: bool) -> Outcome {
         table.row(vec![
             if current { "*" } else { "" }.into(),
             context.name.clone(),
-            context.servers.join(","),
+            config.servers(context).join(","),
             context.namespace.clone().unwrap_or_default(),
         ]);
     }

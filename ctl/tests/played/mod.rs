@@ -5,8 +5,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures::{Stream, StreamExt, stream};
 use serde_json::Value;
+use timonier_identity::Subject;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{self, StreamFrame, apply_reply, stream_frame, watch_event};
 use timonier_proto::{ApiError, Kind, ObjectKey, Reason};
@@ -20,6 +23,8 @@ const EVENTS_MAX: usize = 64;
 pub struct Played {
     inner: Arc<Inner>,
     pub address: String,
+    /// timonctl's configuration.
+    pub config: Arc<tempfile::NamedTempFile>,
 }
 
 struct Inner {
@@ -73,11 +78,22 @@ impl Played {
             refusals: Mutex::default(),
             streams: Mutex::default(),
         });
-        let played = Played { inner, address };
+        let (serving, admin) = timonier_identity::throwaway(&Subject::admin());
+        let config = Arc::new(tempfile::NamedTempFile::new().unwrap());
+        let shown = admin.credentials().unwrap();
+        let base64 = |text: &str| STANDARD.encode(text);
+        let text = serde_json::json!({
+            "clusters": [{"name": "c", "certificate-authority-data": base64(&admin.bundle_pem().unwrap())}],
+            "users": [{"name": "u", "client-certificate-data": base64(&shown.chain_pem),
+                "client-key-data": base64(&shown.key_pem)}],
+            "contexts": [{"name": "x", "cluster": "c", "user": "u"}],
+            "currentContext": "x",
+        });
+        std::fs::write(config.path(), text.to_string()).unwrap();
+        let played = Played { inner, address, config };
         let server =
             tonic::transport::Server::builder().add_service(ControlServer::new(played.clone()));
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        tokio::spawn(server.serve_with_incoming(incoming));
+        tokio::spawn(server.serve_with_incoming(timonier_identity::incoming(listener, serving)));
         played
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
+use timonier_identity::Subject;
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::v1::watch_event::Type;
 use timonier_proto::v1::{
@@ -32,8 +33,8 @@ impl Bench {
         let node_grace = Duration::from_secs(3600);
         let config = Config { node_grace, ..Config::new(dir.path()) };
         let master = Master::start(config).await.unwrap();
-        let address = format!("http://{}", master.addr());
-        let mut client = ControlClient::connect(address).await.unwrap();
+        let channel = master.dial_as(&Subject::admin()).await.unwrap();
+        let mut client = ControlClient::new(channel);
         // The first namespaces are the control loops' work.
         let ready = async {
             while client.get(get("Namespace", "", "kube-system")).await.is_err() {
@@ -524,7 +525,7 @@ async fn a_restarted_master_has_everything_and_its_watches_go_on() {
     let (_, made) = bench.apply(&deployment("web", 1)).await.unwrap();
     bench.master.shutdown().await.unwrap();
     let master = Master::start(Config::new(bench._dir.path())).await.unwrap();
-    bench.client = ControlClient::connect(format!("http://{}", master.addr())).await.unwrap();
+    bench.client = ControlClient::new(master.dial_as(&Subject::admin()).await.unwrap());
     let read = bench.client.get(get("Deployment", "", "web")).await.unwrap().into_inner();
     assert_eq!(tree(&read.json)["metadata"]["uid"], made["metadata"]["uid"]);
     assert_eq!(tree(&read.json)["spec"], made["spec"]);

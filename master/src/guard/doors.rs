@@ -8,6 +8,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, RoleBinding};
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
 use serde_json::{Value, json};
+use timonier_identity::Subject;
 use timonier_master_core::op::{Op, Txn};
 use timonier_proto::v1::stream_frame::Frame;
 use timonier_proto::v1::stream_request::Request as Stream;
@@ -103,6 +104,12 @@ fn reads() -> Vec<Row> {
         row("Control/CanI", v1::CanIRequest::default(), "vens"),
         row("Control/ListRules", v1::ListRulesRequest::default(), "vens"),
         row("Control/WhoAmI", v1::WhoAmIRequest {}, "vens"),
+        row("Join/Join", v1::JoinRequest::default(), "avens"),
+        row("Join/Renew", v1::RenewRequest::default(), "avens"),
+        row("Join/Follow", v1::FollowRequest {}, "avens"),
+        row("Trust/Status", v1::CertificateStatusRequest {}, "s"),
+        row("Trust/RenewAuthority", v1::RenewAuthorityRequest {}, "s"),
+        row("Trust/Issue", v1::IssueRequest::default(), "s"),
     ]
 }
 
@@ -176,7 +183,7 @@ fn streams() -> Vec<Row> {
         row("Raft/ReadIndex", v1::ReadIndexRequest::default(), ""),
         row("Raft/Handover", v1::HandoverRequest::default(), ""),
         row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), ""),
-        row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "avens"),
+        row("Raft/JoinMaster", v1::JoinMasterRequest::default(), ""),
         row("Relay/Follow", v1::RelayFrame::default(), ""),
     ]
 }
@@ -278,8 +285,7 @@ async fn each_method_lets_in_those_it_should() {
     let folder = tempfile::tempdir().unwrap();
     let master = Master::start(Config::new(folder.path())).await.unwrap();
     prepare(&master).await;
-    let address = format!("http://{}", master.addr());
-    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    let channel = master.dial_as(&Subject::admin()).await.unwrap();
     let rows: Vec<Row> = [reads(), writes(), streams()].into_iter().flatten().collect();
     for (path, _) in METHODS {
         let method = path.trim_start_matches("/timonier.v1.");

@@ -79,6 +79,21 @@ pub const METHODS: &[(&str, Need)] = &[
         Need::Fixed(|| review("authentication.k8s.io", "selfsubjectreviews")),
     ),
     ("/timonier.v1.Control/CreateToken", Need::Objects),
+    ("/timonier.v1.Join/Join", Need::Anyone),
+    ("/timonier.v1.Join/Renew", Need::Anyone),
+    ("/timonier.v1.Join/Follow", Need::Anyone),
+    (
+        "/timonier.v1.Trust/Status",
+        Need::Fixed(|| Attributes::virtually("list", OWN_GROUP, "certificates")),
+    ),
+    (
+        "/timonier.v1.Trust/RenewAuthority",
+        Need::Fixed(|| Attributes::virtually("update", OWN_GROUP, "certificates")),
+    ),
+    (
+        "/timonier.v1.Trust/Issue",
+        Need::Fixed(|| Attributes::virtually("create", OWN_GROUP, "certificates")),
+    ),
     ("/timonier.v1.Agent/Session", Need::Nodes),
     ("/timonier.v1.Agent/Stream", Need::Nodes),
     ("/timonier.v1.Raft/Append", Need::Masters),
@@ -88,8 +103,8 @@ pub const METHODS: &[(&str, Need)] = &[
     ("/timonier.v1.Raft/ReadIndex", Need::Masters),
     ("/timonier.v1.Raft/Handover", Need::Masters),
     ("/timonier.v1.Raft/ChangeMember", Need::Masters),
-    // It shows a token.
-    ("/timonier.v1.Raft/JoinMaster", Need::Anyone),
+    // It has been to Join with its token.
+    ("/timonier.v1.Raft/JoinMaster", Need::Masters),
     ("/timonier.v1.Relay/Follow", Need::Masters),
 ];
 

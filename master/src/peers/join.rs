@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use timonier_identity::Identity;
 use timonier_proto::v1::raft_client::RaftClient;
 use timonier_proto::v1::{JoinMasterReply, JoinMasterRequest};
 use tonic::{Code, Request};
@@ -38,7 +39,11 @@ pub enum JoinError {
 
 /// Asks the masters at `addresses`, one after the other, and answers what the leader says: this
 /// master's id, and the cluster's.
-pub async fn join(addresses: &[String], joining: &Joining) -> Result<JoinMasterReply, JoinError> {
+pub async fn join(
+    addresses: &[String],
+    joining: &Joining,
+    identity: &Identity,
+) -> Result<JoinMasterReply, JoinError> {
     let mut last = "nobody was asked".to_owned();
     let asking = async {
         loop {
@@ -49,7 +54,7 @@ pub async fn join(addresses: &[String], joining: &Joining) -> Result<JoinMasterR
                     continue;
                 }
                 asked.push(address.clone());
-                match ask(&address, joining).await {
+                match ask(&address, joining, identity).await {
                     Ok(reply) if reply.id != 0 => return Ok(reply),
                     Ok(reply) => {
                         last = format!("{address} does not lead, and knows of no leader");
@@ -85,8 +90,13 @@ fn is_refusal(code: Code) -> bool {
     )
 }
 
-async fn ask(address: &str, joining: &Joining) -> Result<JoinMasterReply, tonic::Status> {
-    let channel = dial(address).map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
+async fn ask(
+    address: &str,
+    joining: &Joining,
+    identity: &Identity,
+) -> Result<JoinMasterReply, tonic::Status> {
+    let channel =
+        dial(address, identity).map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
     let Joining { name, address, token } = joining.clone();
     let mut request =
         Request::new(JoinMasterRequest { version: WIRE_VERSION, name, address, token });

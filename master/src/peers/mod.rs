@@ -8,12 +8,13 @@ mod service;
 mod transport;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use timonier_identity::{DialOptions, Identity};
 use timonier_proto::v1::JoinMasterReply;
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 pub use self::join::{JoinError, Joining, join};
 pub use self::service::RaftService;
@@ -30,6 +31,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a master is not reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
+    #[error("this master has no certificate yet")]
+    Nameless,
     #[error("there is no master with the id {0}")]
     Unknown(u64),
     #[error("dial master at {address:?}: {why}")]
@@ -38,28 +41,34 @@ pub enum PeerError {
 
 /// The one place where a master opens a connection to another. It is made at the first request,
 /// and again whenever it was lost.
-fn dial(address: &str) -> Result<Channel, PeerError> {
-    let bad = |why: String| PeerError::Address { address: address.to_owned(), why };
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(e.to_string()))?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+fn dial(address: &str, identity: &Identity) -> Result<Channel, PeerError> {
+    let options = DialOptions {
+        connect_timeout: CONNECT_TIMEOUT,
+        keep_alive_interval: KEEP_ALIVE_INTERVAL,
+        keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+        keep_alive_while_idle: true,
+    };
+    timonier_identity::dial_lazy(address, identity, &options)
+        .map_err(|error| PeerError::Address { address: address.to_owned(), why: error.to_string() })
 }
 
 /// The channels to other masters, kept. Clones are the same.
 #[derive(Debug, Clone, Default)]
 pub struct Lines {
     channels: Arc<Mutex<BTreeMap<u64, (String, Channel)>>>,
+    /// What this master shows to the others, once it is known.
+    identity: Arc<OnceLock<Identity>>,
 }
 
 impl Lines {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What this master shows to the others; none is reached before.
+    pub fn show(&self, identity: Identity) {
+        // The first one stays: an identity renews itself.
+        let _ = self.identity.set(identity);
     }
 
     /// How the store reaches them.
@@ -75,7 +84,8 @@ impl Lines {
         {
             return Ok(channel.clone());
         }
-        let channel = dial(address)?;
+        let identity = self.identity.get().ok_or(PeerError::Nameless)?;
+        let channel = dial(address, identity)?;
         channels.insert(id, (address.to_owned(), channel.clone()));
         Ok(channel)
     }

@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::Relays;
+use crate::caller::played_node;
 use crate::driver::Signals;
 use crate::grpc::{Door, DoorParts};
 use crate::guard::{Acting, Guard};
@@ -104,7 +105,7 @@ async fn start(listener: TcpListener, member: Member, masters: Masters) -> Maste
     let relays = Relays::start(hub.clone(), masters, shutdown.clone());
     let server = Server::builder()
         .add_service(InterceptedService::new(door.service(), as_admin))
-        .add_service(sessions.service())
+        .add_service(InterceptedService::new(sessions.service(), played_node))
         .add_service(relays.service())
         .serve_with_incoming_shutdown(
             TcpListenerStream::new(listener),

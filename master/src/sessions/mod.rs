@@ -30,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::caller::Caller;
 use crate::masters::Masters;
 use crate::store::Store;
 use crate::streams::{AgentFrames, Streams};
@@ -137,7 +138,8 @@ impl Agent for Sessions {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        session::open(&self.inner, request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(&request);
+        session::open(&self.inner, &caller, request.into_inner()).await.map(Response::new)
     }
 
     type StreamStream = AgentFrames;

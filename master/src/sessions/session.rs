@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 use super::registry::{Claim, OUTGOING_MESSAGES_MAX, Registry};
 use super::statuses::{self, Report};
 use super::{Inner, follower, lease, node};
+use crate::caller::Caller;
 use crate::telemetry::Introduction;
 
 /// How long a new connection may take to say who it is.
@@ -34,9 +35,11 @@ type Down2Agent = ReceiverStream<Result<MasterMessage, Status>>;
 /// Answers once the node is registered; what follows goes over the stream.
 pub async fn open(
     inner: &Arc<Inner>,
+    caller: &Caller,
     mut incoming: Streaming<AgentMessage>,
 ) -> Result<Down2Agent, Status> {
     let hello = hello(&mut incoming).await?;
+    speaks_for_itself(caller, &hello)?;
     let (outgoing, stream) = mpsc::channel(OUTGOING_MESSAGES_MAX);
     let cancel = inner.shutdown.child_token();
     let claim = inner.registry.claim(
@@ -96,6 +99,18 @@ async fn hello(incoming: &mut Streaming<AgentMessage>) -> Result<Hello, Status> 
         return Err(ApiError::new(Reason::Invalid, text).into());
     }
     Ok(hello)
+}
+
+/// An agent reports for the node that its certificate names, and for no other.
+fn speaks_for_itself(caller: &Caller, hello: &Hello) -> Result<(), Status> {
+    if caller.node() == Some(&hello.node_name) {
+        return Ok(());
+    }
+    let text = format!(
+        "cannot register node {}: the certificate shown is that of {}; hint: a node's data folder belongs to one --node-name",
+        hello.node_name, caller.name
+    );
+    Err(ApiError::new(Reason::Forbidden, text).into())
 }
 
 fn welcome(inner: &Inner, claim: &Claim, pod_range: String) -> Welcome {

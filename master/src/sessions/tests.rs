@@ -23,10 +23,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
+use tonic::service::InterceptorLayer;
 use tonic::transport::{Channel, Server};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::{SessionSettings, Sessions};
+use crate::caller::played_node;
 use crate::driver::Signals;
 use crate::masters::Masters;
 use crate::peers::{Lines, Peers};
@@ -58,10 +60,13 @@ impl Master {
         let sessions =
             Sessions::start(store.clone(), hub.clone(), masters, settings, shutdown.clone());
         let service: AgentServer<Sessions> = sessions.service();
-        let server = Server::builder().add_service(service).serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
-            shutdown.clone().cancelled_owned(),
-        );
+        let server = Server::builder()
+            .layer(InterceptorLayer::new(played_node))
+            .add_service(service)
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(listener),
+                shutdown.clone().cancelled_owned(),
+            );
         tokio::spawn(server);
         Self { store, hub, address, _dir: dir, _shutdown: shutdown.drop_guard() }
     }
@@ -89,8 +94,11 @@ impl Master {
         let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap();
         let mut client = AgentClient::new(channel.connect().await.unwrap());
         let (up, receiver) = mpsc::channel(16);
+        let name = hello.node_name.parse().unwrap();
         up.send(AgentMessage { message: Some(Up::Hello(hello)) }).await.unwrap();
-        let down = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut request = Request::new(ReceiverStream::new(receiver));
+        request.metadata_mut().insert("played-node", name);
+        let down = client.session(request).await?.into_inner();
         Ok(ScriptedAgent { up, down })
     }
 }

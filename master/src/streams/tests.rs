@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::json;
+use timonier_identity::Subject;
 use timonier_master_core::op::{Op, Txn};
 use timonier_proto::v1::agent_client::AgentClient;
 use timonier_proto::v1::agent_message::Message as Up;
@@ -86,13 +87,12 @@ impl Lab {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let master = Master::start(Config::new(dir.path())).await.unwrap();
-        let address = format!("http://{}", master.addr());
-        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+        let channel = master.dial_as(&Subject::admin()).await.unwrap();
         Self { master, channel, _dir: dir }
     }
 
     async fn agent(&self, node: &str) -> ScriptedAgent {
-        let mut client = AgentClient::new(self.channel.clone());
+        let mut client = AgentClient::new(self.master.dial_as(&Subject::node(node)).await.unwrap());
         let (up, receiver) = mpsc::channel(8);
         let hello = Hello {
             node_name: node.into(),

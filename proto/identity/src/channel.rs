@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -18,6 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 
 use crate::{Identity, MASTER_NAME};
+
+/// A server's first words are its settings, a few dozen bytes.
+const FIRST_BYTES_MAX: usize = 256;
 
 /// How patient a connection is.
 #[derive(Debug, Clone)]
@@ -108,10 +112,10 @@ struct Connector {
     identity: Identity,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<Heard>>> + Send>>;
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Heard>;
     type Error = io::Error;
     type Future = Connecting;
 
@@ -126,8 +130,77 @@ impl Service<Uri> for Connector {
             let stream = TcpStream::connect(&address).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(MASTER_NAME).expect("the name is a DNS name");
-            Ok(TokioIo::new(tls.connect(name, stream).await?))
+            let stream = tls.connect(name, stream).await?;
+            Ok(TokioIo::new(Heard::from(stream).await?))
         })
+    }
+}
+
+/// A connection on which the master has said something: it has taken the certificate shown to it.
+///
+/// Our side of the handshake is done before the master has looked at our certificate. An HTTP/2
+/// server speaks first, so waiting for its first bytes tells a refusal from a connection.
+struct Heard {
+    stream: TlsStream<TcpStream>,
+    first: Vec<u8>,
+    taken: usize,
+}
+
+impl Heard {
+    async fn from(mut stream: TlsStream<TcpStream>) -> io::Result<Self> {
+        let mut first = vec![0; FIRST_BYTES_MAX];
+        let count = stream.read(&mut first).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        first.truncate(count);
+        Ok(Self { stream, first, taken: 0 })
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.taken < self.first.len() {
+            let count = buffer.remaining().min(self.first.len() - self.taken);
+            buffer.put_slice(&self.first[self.taken..self.taken + count]);
+            self.taken += count;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

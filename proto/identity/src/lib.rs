@@ -12,6 +12,7 @@ mod channel;
 mod files;
 mod identity;
 mod peer;
+mod serve;
 mod token;
 mod verify;
 
@@ -22,6 +23,7 @@ pub use channel::{DialError, DialOptions, dial, dial_lazy, explain};
 pub use files::{read_text, write_private};
 pub use identity::{Credentials, Identity, KeyRequest, Trust};
 pub use peer::PeerCertificate;
+pub use serve::{Accepted, Connection, incoming};
 pub use token::{JoinRole, JoinToken, TokenError};
 pub use verify::ca_hash;
 
@@ -67,6 +69,22 @@ pub enum IdentityError {
 pub fn install_provider() {
     // It fails only where one is installed already, which is then ours or as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A master and somebody else of a cluster that is made for the occasion: for tests.
+///
+/// # Panics
+/// When keys cannot be made.
+pub fn throwaway(other: &Subject) -> (Identity, Identity) {
+    let now = unix_now();
+    let lifetimes = Lifetimes::default();
+    let authority = Authority::create(now, &lifetimes).expect("keys can be made");
+    let identity = |subject: &Subject| {
+        let credentials = authority.issue(subject, now, lifetimes.machine).expect("it can sign");
+        Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))
+            .expect("it is whole")
+    };
+    (identity(&Subject::master("1", &[])), identity(other))
 }
 
 /// Seconds since 1970.

@@ -2,6 +2,7 @@
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::identity::certificates;
 use crate::{GROUP_MASTERS, GROUP_NODES, IdentityError, MASTER_PREFIX, NODE_PREFIX};
 
 /// The owner of a certificate, as it names them. Times are seconds since 1970.
@@ -39,6 +40,11 @@ impl PeerCertificate {
             not_before: validity.not_before.timestamp(),
             not_after: validity.not_after.timestamp(),
         })
+    }
+
+    /// Reads the first certificate of a chain in PEM.
+    pub fn from_pem(chain: &str) -> Result<Self, IdentityError> {
+        Self::from_der(&certificates("a certificate", chain)?[0])
     }
 
     pub fn in_group(&self, group: &str) -> bool {

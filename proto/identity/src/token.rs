@@ -79,6 +79,16 @@ impl JoinToken {
         Ok(Self { role, id: random(ID_CHARACTERS)?, secret: random(SECRET_CHARACTERS)?, ca_hash })
     }
 
+    /// Reads what is given on a command line: a token's text, or `@` and a file that has it.
+    pub fn read(given: &str) -> Result<Self, String> {
+        let text = match given.strip_prefix('@') {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| format!("read the join token in {path}: {error}"))?,
+            None => given.to_owned(),
+        };
+        text.parse().map_err(|error: TokenError| error.to_string())
+    }
+
     /// What the masters keep of the secret: its SHA-256, hexadecimal.
     pub fn secret_hash(&self) -> String {
         hex(&Sha256::digest(self.secret.as_bytes()))

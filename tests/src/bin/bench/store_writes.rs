@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use timonier_identity::Subject;
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::v1::{CommitRequest, CreateRequest, UpdateRequest, WriteOp, write_op};
 use timonier_tests::cluster::{Cluster, Options};
@@ -110,7 +111,10 @@ async fn channels(address: &str) -> Result<Vec<Channel>> {
 
 async fn ours() -> Result<Speeds> {
     let mut cluster = Cluster::start(Options::default()).await?;
-    let channels = channels(&cluster.address()).await?;
+    let mut channels = Vec::new();
+    for _ in 0..CONNECTIONS {
+        channels.push(cluster.dial(&Subject::admin()).await?);
+    }
     let mut client = ControlClient::new(channels[0].clone());
     for key in 0..KEYS {
         let create = CreateRequest { json: config_map(key).into(), ..Default::default() };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use prost::Message;
+use timonier_identity::{DialOptions, Identity, Subject, dial};
 use timonier_proto::v1::agent_client::AgentClient;
 use timonier_proto::v1::agent_message::Message as Up;
 use timonier_proto::v1::{AgentMessage, Heartbeat, Hello, HostUsage, MonitorRequest, NodeCapacity};
@@ -19,7 +20,6 @@ use timonier_tests::measure::{Figures, cpu_time, percentile};
 use timonier_tests::wait;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
 const AGENTS: usize = 1000;
 const BEAT: Duration = Duration::from_secs(1);
@@ -68,7 +68,8 @@ async fn push() -> Result<Pushed> {
         Cluster::start(Options { cluster_range: range, ..Options::default() }).await?;
     let mut agents = tokio::task::JoinSet::new();
     for index in 0..AGENTS {
-        agents.spawn(simulate(cluster.address(), index));
+        let identity = cluster.identity(&Subject::node(&format!("sim-{index}")))?;
+        agents.spawn(simulate(cluster.address(), identity, index));
     }
     wait::until("all simulated agents to be seen", Duration::from_secs(60), || async {
         let seen = monitor_once(&cluster).await?;
@@ -97,17 +98,14 @@ async fn push() -> Result<Pushed> {
     })
 }
 
-async fn channel(address: &str) -> Result<Channel> {
-    Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?)
-}
-
 /// One agent: Hello, then a heartbeat a second until the stream ends.
-async fn simulate(address: String, index: usize) -> Result<()> {
+async fn simulate(address: String, identity: Identity, index: usize) -> Result<()> {
     // Spread over one beat, as jitter does with real ones.
     tokio::time::sleep(BEAT.mul_f64(index as f64 / AGENTS as f64)).await;
     let (sender, receiver) = mpsc::channel(4);
     sender.send(message(Up::Hello(hello(index)))).await?;
-    let mut client = AgentClient::new(channel(&address).await?);
+    let channel = dial(&address, &identity, &DialOptions::default()).await?;
+    let mut client = AgentClient::new(channel);
     let mut down = client.session(ReceiverStream::new(receiver)).await?.into_inner();
     let mut ticks = tokio::time::interval(BEAT);
     let mut sequence = 0;

@@ -1,0 +1,178 @@
+//! The CA in the store, and the loop that keeps certificates from expiring.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use timonier_identity::{Authority, PeerCertificate, unix_now};
+use timonier_master_core::op::{Op, Rejection, Txn};
+use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::Kinded;
+use tokio_util::sync::CancellationToken;
+
+use super::{Pki, PkiError};
+use crate::stamp::stamp;
+use crate::store::{CommitError, Store};
+
+/// Where the CA is kept in the store.
+pub const CA_NAMESPACE: &str = "kube-system";
+pub const CA_NAME: &str = "timonier-ca";
+const CA_TYPE: &str = "timonier.io/certificate-authority";
+/// How soon a change of the CA by another master is seen.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often expiring certificates are warned of.
+const WARN_INTERVAL_S: i64 = 3600;
+/// Short lives are renewed by looking this often in each.
+const LOOKS_PER_LIFE: i64 = 12;
+
+impl Pki {
+    /// At the start: takes over the store's CA. A master that leads, as the first one does, puts
+    /// the CA there where it is missing, and writes what a person needs for the first steps.
+    pub async fn settle(&self, store: &Store) -> Result<(), PkiError> {
+        self.take_over(&store.snapshot())?;
+        self.refresh_admin(unix_now())?;
+        if !*store.leadership().borrow() {
+            return Ok(());
+        }
+        self.put(store).await?;
+        self.first_tokens(store).await
+    }
+
+    async fn put(&self, store: &Store) -> Result<(), PkiError> {
+        if stored(&store.snapshot()).is_some() {
+            return Ok(());
+        }
+        let secret = to_secret(&self.authority());
+        let create = stamp(Op::Create(secret.into_object()), Timestamp::now());
+        match store.commit(Txn::of(vec![create])).await {
+            Ok(_) | Err(CommitError::Rejected(Rejection::AlreadyExists(_))) => {}
+            Err(error) => return Err(PkiError::Store(error.to_string())),
+        }
+        self.take_over(&store.snapshot())
+    }
+
+    /// Keeps all up to date until the shutdown: follows the CA in the store, renews this master's
+    /// certificate and its administrator's file, renews the CA before it expires, and drops the
+    /// replaced ones when their time is over.
+    pub async fn run(self, store: Store, shutdown: CancellationToken) {
+        let life = i64::try_from(self.lifetimes().machine.as_secs()).unwrap_or(i64::MAX);
+        let interval = LOOK_INTERVAL
+            .min(Duration::from_secs(u64::try_from((life / LOOKS_PER_LIFE).max(1)).unwrap_or(1)));
+        let mut warned_at = 0;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = self.inner.look.notified() => {}
+                () = shutdown.cancelled() => return,
+            }
+            if let Err(error) = self.look(&store).await {
+                tracing::warn!(%error, "cannot keep the certificates up to date; trying again");
+            }
+            let now = unix_now();
+            if now - warned_at > WARN_INTERVAL_S && self.warn(now) {
+                warned_at = now;
+            }
+        }
+    }
+
+    async fn look(&self, store: &Store) -> Result<(), PkiError> {
+        self.take_over(&store.snapshot())?;
+        let now = unix_now();
+        if self.identity().own().is_none_or(|own| now >= own.renew_at()) {
+            self.renew_own()?;
+            tracing::info!("this master's certificate is renewed");
+        }
+        self.refresh_admin(now)?;
+        if !*store.leadership().borrow() {
+            return Ok(());
+        }
+        self.put(store).await?;
+        let authority = self.authority();
+        if let Some(pruned) = authority.pruned(now) {
+            self.replace(store, &pruned).await?;
+            tracing::info!("a replaced CA is not trusted any more");
+        }
+        if now >= authority.certificate()?.renew_at() {
+            self.renew_authority(store).await?;
+        }
+        Ok(())
+    }
+
+    /// A new CA beside this one, for all masters; this master signs with it at once.
+    pub async fn renew_authority(&self, store: &Store) -> Result<(), PkiError> {
+        self.take_over(&store.snapshot())?;
+        let renewed = self.authority().renewed(unix_now(), self.lifetimes())?;
+        self.replace(store, &renewed).await?;
+        let name = self.authority().certificate()?.name;
+        tracing::info!(ca = name, "the cluster has a new CA; the old one stays trusted meanwhile");
+        Ok(())
+    }
+
+    async fn replace(&self, store: &Store, authority: &Authority) -> Result<(), PkiError> {
+        let snapshot = store.snapshot();
+        let old = snapshot.get::<Secret>(CA_NAMESPACE, CA_NAME);
+        let mut secret = to_secret(authority);
+        // Of two masters that replace it at the same time, one is refused.
+        secret.metadata.resource_version =
+            old.and_then(|old| old.metadata.resource_version.clone());
+        let replace = Op::Replace(secret.into_object());
+        store
+            .commit(Txn::of(vec![stamp(replace, Timestamp::now())]))
+            .await
+            .map_err(|error| PkiError::Store(error.to_string()))?;
+        self.take_over(&store.snapshot())
+    }
+
+    /// Takes over the CA of the store where it is another one than this master has.
+    fn take_over(&self, snapshot: &Snapshot) -> Result<(), PkiError> {
+        let Some(parts) = stored(snapshot) else { return Ok(()) };
+        if parts == self.authority().to_parts() {
+            return Ok(());
+        }
+        self.adopt(Authority::from_parts(&parts)?)
+    }
+
+    /// Tells in the log of certificates that should have been renewed by now.
+    fn warn(&self, now: i64) -> bool {
+        let late = |certificate: &PeerCertificate| {
+            let left = certificate.not_after - now;
+            let life = certificate.not_after - certificate.not_before;
+            left > 0 && left < life / 6
+        };
+        let mut any = false;
+        for certificate in self.known().values().filter(|certificate| late(certificate)) {
+            any = true;
+            tracing::warn!(
+                name = certificate.name,
+                hours_left = (certificate.not_after - now) / 3600,
+                "a certificate expires soon and has not been renewed"
+            );
+        }
+        any
+    }
+}
+
+/// The CA's parts in the store.
+fn stored(snapshot: &Snapshot) -> Option<BTreeMap<String, String>> {
+    let secret = snapshot.get::<Secret>(CA_NAMESPACE, CA_NAME)?;
+    let text = |bytes: &ByteString| String::from_utf8_lossy(&bytes.0).into_owned();
+    let data = secret.data.as_ref()?;
+    Some(data.iter().map(|(name, bytes)| (name.clone(), text(bytes))).collect())
+}
+
+fn to_secret(authority: &Authority) -> Secret {
+    let parts = authority.to_parts().into_iter();
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(CA_NAME.to_owned()),
+            namespace: Some(CA_NAMESPACE.to_owned()),
+            ..Default::default()
+        },
+        type_: Some(CA_TYPE.to_owned()),
+        data: Some(parts.map(|(name, text)| (name, ByteString(text.into_bytes()))).collect()),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,108 @@
+//! What a person finds in the data folder of a cluster's first master: a configuration for timonctl
+//! and a token for each role.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use timonier_identity::{Credentials, JoinRole, JoinToken, Subject, read_text};
+use timonier_master_core::op::{Op, Txn};
+use timonier_proto::Kinded;
+
+use super::{Pki, PkiError, leaf_of, tokens, write};
+use crate::stamp::stamp;
+use crate::store::Store;
+
+const ADMIN_FILE: &str = "admin.yaml";
+const TOKEN_FILES: [(JoinRole, &str); 2] =
+    [(JoinRole::Node, "node-token"), (JoinRole::Master, "master-token")];
+/// The administrator's certificate and key, to write the file again without a new certificate.
+const ADMIN_CREDENTIALS: &str = "admin.json";
+const ANY_ADDRESSES: [&str; 2] = ["0.0.0.0", "[::]"];
+
+impl Pki {
+    /// Makes the first tokens, which do not expire, where their files are missing. A token that was
+    /// revoked is not made again as long as its file is there.
+    pub(super) async fn first_tokens(&self, store: &Store) -> Result<(), PkiError> {
+        for (role, file) in TOKEN_FILES {
+            let path = self.inner.config.data_dir.join(file);
+            if read_text(&path)?.is_some() {
+                continue;
+            }
+            let token = JoinToken::new(role, self.authority().ca_hash()?)
+                .map_err(|error| PkiError::Store(error.to_string()))?;
+            let secret = tokens::to_secret(&token, None);
+            let create = stamp(Op::Create(secret.into_object()), Timestamp::now());
+            let stored = store.commit(Txn::of(vec![create])).await;
+            stored.map_err(|error| PkiError::Store(error.to_string()))?;
+            write(&path, &format!("{token}\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the administrator's configuration where it is missing, its certificate is to be
+    /// renewed, or this master's address or the CA has changed.
+    pub(super) fn refresh_admin(&self, now: i64) -> Result<(), PkiError> {
+        let folder = &self.inner.config.data_dir;
+        let kept = folder.join(super::FOLDER).join(ADMIN_CREDENTIALS);
+        let authority = self.authority();
+        let issuer = authority.certificate()?.name;
+        let good = |credentials: &Credentials| {
+            leaf_of(&credentials.chain_pem)
+                .is_ok_and(|leaf| leaf.issuer == issuer && now < leaf.renew_at())
+        };
+        let old = read_text(&kept)?.and_then(|text| {
+            let (chain_pem, key_pem) = serde_json::from_str(&text).ok()?;
+            Some(Credentials { chain_pem, key_pem }).filter(good)
+        });
+        let credentials = match old {
+            Some(credentials) => credentials,
+            None => {
+                let new = authority.issue(&Subject::admin(), now, self.lifetimes().person)?;
+                let text = serde_json::to_string(&(&new.chain_pem, &new.key_pem));
+                write(&kept, &text.expect("texts are plain data"))?;
+                new
+            }
+        };
+        self.remember(leaf_of(&credentials.chain_pem)?);
+        let text = self.admin_file(&authority.bundle_pem(), &credentials);
+        let path = folder.join(ADMIN_FILE);
+        if read_text(&path)?.as_deref() == Some(&text) {
+            return Ok(());
+        }
+        write(&path, &text)
+    }
+
+    fn admin_file(&self, bundle_pem: &str, credentials: &Credentials) -> String {
+        let base64 = |text: &str| STANDARD.encode(text);
+        let servers: Vec<String> =
+            self.inner.config.addresses.iter().map(|a| reachable(a)).collect();
+        format!(
+            "# timonctl's configuration for this cluster's administrator. It holds a key: keep it.\n\
+             currentContext: admin\n\
+             clusters:\n\
+             - name: timonier\n  \
+               servers: [{}]\n  \
+               certificate-authority-data: {}\n\
+             users:\n\
+             - name: admin\n  \
+               client-certificate-data: {}\n  \
+               client-key-data: {}\n\
+             contexts:\n\
+             - name: admin\n  \
+               cluster: timonier\n  \
+               user: admin\n",
+            servers.iter().map(|s| format!("\"{s}\"")).collect::<Vec<_>>().join(", "),
+            base64(bundle_pem),
+            base64(&credentials.chain_pem),
+            base64(&credentials.key_pem),
+        )
+    }
+}
+
+/// Nobody can dial `0.0.0.0` from elsewhere; here, loopback is meant.
+fn reachable(address: &str) -> String {
+    match address.rsplit_once(':') {
+        Some((host, port)) if ANY_ADDRESSES.contains(&host) => format!("127.0.0.1:{port}"),
+        _ => address.to_owned(),
+    }
+}

@@ -1,0 +1,237 @@
+//! The trust of a real master in this process, with certificates that live for seconds.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use timonier_identity::{
+    Credentials, DialOptions, Identity, JoinRole, JoinToken, KeyRequest, Subject, Trust, dial,
+    unix_now,
+};
+use timonier_master_core::op::{Op, Txn};
+use timonier_proto::v1::control_client::ControlClient;
+use timonier_proto::v1::join_client::JoinClient;
+use timonier_proto::v1::trust_client::TrustClient;
+use timonier_proto::v1::{
+    CertificateStatusRequest, ClusterInfoRequest, FollowRequest, IssueRequest, JoinReply,
+    JoinRequest, RenewAuthorityRequest, RenewRequest,
+};
+use timonier_proto::{Kind, Kinded, ObjectKey};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+
+use super::{obtain, tokens};
+use crate::stamp::stamp;
+use crate::{Config, Master, RunningMaster};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+async fn start(dir: &std::path::Path) -> RunningMaster {
+    Master::start(Config::new(dir)).await.unwrap()
+}
+
+fn token_of(dir: &std::path::Path, file: &str) -> JoinToken {
+    std::fs::read_to_string(dir.join(file)).unwrap().parse().unwrap()
+}
+
+async fn join(master: &RunningMaster, token: &JoinToken, name: &str) -> Result<Identity, Status> {
+    let pinned = Identity::new(None, Trust::Pinned(token.ca_hash)).unwrap();
+    let address = master.addr().to_string();
+    let channel = dial(&address, &pinned, &DialOptions::default()).await.unwrap();
+    let request = KeyRequest::new().unwrap();
+    let asked = JoinRequest {
+        token: token.to_string(),
+        name: name.into(),
+        request_pem: request.request_pem,
+    };
+    let reply = JoinClient::new(channel).join(asked).await?.into_inner();
+    Ok(identity(reply, request.key_pem))
+}
+
+fn identity(reply: JoinReply, key_pem: String) -> Identity {
+    let credentials = Credentials { chain_pem: reply.chain_pem, key_pem };
+    Identity::new(Some(credentials), Trust::Bundle(reply.bundle_pem)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_let_in_for_what_they_say_until_they_are_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let token = token_of(dir.path(), "node-token");
+    let node = join(&master, &token, "n1").await.unwrap();
+    assert_eq!(node.own().unwrap().node(), Some("n1"));
+    let bad_name = join(&master, &token, "N_1").await.unwrap_err();
+    assert_eq!(bad_name.code(), Code::InvalidArgument);
+
+    let stranger = JoinToken::new(JoinRole::Node, token.ca_hash).unwrap();
+    let why = join(&master, &stranger, "n2").await.unwrap_err();
+    assert_eq!(why.code(), Code::Unauthenticated);
+    assert!(why.message().contains("it is not known here"), "{}", why.message());
+    // Its id, with another role or secret.
+    let other_role = token.to_string().replace("timonier-node", "timonier-master");
+    let why = join(&master, &other_role.parse().unwrap(), "n2").await.unwrap_err();
+    assert!(why.message().contains("it is not for a master"), "{}", why.message());
+    let secret = token.to_string().split('.').nth(2).unwrap().to_owned();
+    let forged = token.to_string().replace(&secret, &"a".repeat(secret.len()));
+    let why = join(&master, &forged.parse().unwrap(), "n2").await.unwrap_err();
+    assert!(why.message().contains("its secret is wrong"), "{}", why.message());
+
+    let hour = Duration::from_secs(3600);
+    let old = Timestamp::now().checked_sub(hour).unwrap();
+    let create = Op::Create(tokens::to_secret(&stranger, Some(old)).into_object());
+    master.store().commit(Txn::of(vec![stamp(create, Timestamp::now())])).await.unwrap();
+    let why = join(&master, &stranger, "n2").await.unwrap_err();
+    assert!(why.message().contains("it expired at"), "{}", why.message());
+    assert!(why.message().contains("hint: timonctl token create --role node"), "{}", why.message());
+
+    let key = ObjectKey::new(Kind::Secret, "kube-system", format!("join-token-{}", token.id));
+    let revoke = Op::Remove { key, uid: None };
+    master.store().commit(Txn::of(vec![revoke])).await.unwrap();
+    let why = join(&master, &token, "n3").await.unwrap_err();
+    assert!(why.message().contains("it was revoked"), "{}", why.message());
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_master_gets_the_ca_with_its_token_only() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let master = start(dir.path()).await;
+    let addresses = ["127.0.0.1:1".to_owned(), master.addr().to_string()];
+    let wrong = token_of(dir.path(), "node-token");
+    assert!(obtain(other.path(), &addresses, &wrong).await.is_err());
+    let token = token_of(dir.path(), "master-token");
+    obtain(other.path(), &addresses, &token).await.unwrap();
+    let kept = |dir: &std::path::Path| std::fs::read(dir.join("pki/authority.json")).unwrap();
+    assert_eq!(kept(other.path()), kept(dir.path()));
+    use std::os::unix::fs::PermissionsExt;
+    for file in ["pki/authority.json", "admin.yaml", "node-token", "master-token"] {
+        let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_s_and_an_expired_certificate_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let authority = master.pki().authority();
+    let trust = || Trust::Bundle(authority.bundle_pem());
+    let long_ago = unix_now() - 7200;
+    let expired = authority.issue(&Subject::admin(), long_ago, Duration::from_secs(60)).unwrap();
+    let (_, stranger) = timonier_identity::throwaway(&Subject::admin());
+    for (shown, word) in [(expired, "expired"), (stranger.credentials().unwrap(), "not of its")] {
+        let identity = Identity::new(Some(shown), trust()).unwrap();
+        let address = master.addr().to_string();
+        let dialled = dial(&address, &identity, &DialOptions::default()).await;
+        let why = dialled.unwrap_err().to_string();
+        assert!(why.contains(word), "{why}");
+    }
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_ca_is_told_and_its_streams_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let node = join(&master, &token_of(dir.path(), "node-token"), "n1").await.unwrap();
+    let address = master.addr().to_string();
+    let channel = dial(&address, &node, &DialOptions::default()).await.unwrap();
+    let mut client = JoinClient::new(channel);
+    let mut updates = client.follow(FollowRequest {}).await.unwrap().into_inner();
+    let first = timeout(DEADLINE, updates.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first.issuer, node.own().unwrap().issuer);
+
+    let admin = master.dial_as(&Subject::admin()).await.unwrap();
+    let mut trust = TrustClient::new(admin);
+    let renewed = trust.renew_authority(RenewAuthorityRequest {}).await.unwrap().into_inner();
+    let second = timeout(DEADLINE, updates.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(second.issuer, renewed.issuer);
+    assert_ne!(second.issuer, first.issuer);
+    assert_eq!(second.bundle_pem.matches("BEGIN CERTIFICATE").count(), 2);
+
+    // Over the connection that it has, with the certificate of the old CA.
+    let request = KeyRequest::new().unwrap();
+    let asked = RenewRequest { request_pem: request.request_pem };
+    let reply = client.renew(asked).await.unwrap().into_inner();
+    let new = identity(reply, request.key_pem);
+    assert_eq!(new.own().unwrap().issuer, second.issuer);
+    assert_eq!(new.own().unwrap().node(), Some("n1"));
+    // Who knows the old CA only, and who knows the new one, are both let in.
+    for identity in [&node, &new] {
+        let channel = dial(&address, identity, &DialOptions::default()).await.unwrap();
+        JoinClient::new(channel).follow(FollowRequest {}).await.unwrap();
+    }
+    let status = trust.status(CertificateStatusRequest {}).await.unwrap().into_inner();
+    let kinds: Vec<&str> = status.certificates.iter().map(|c| c.kind.as_str()).collect();
+    assert_eq!(kinds, ["CA", "ReplacedCA", "Master", "Node", "Person"]);
+    master.shutdown().await.unwrap();
+    // After a restart it is the same CA, with the replaced one beside it.
+    let master = start(dir.path()).await;
+    assert_eq!(master.pki().authority().certificate().unwrap().name, second.issuer);
+    assert_eq!(master.pki().authority().previous().unwrap().len(), 1);
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_lives_are_renewed_unattended() {
+    let dir = tempfile::tempdir().unwrap();
+    let seconds = Duration::from_secs;
+    let config = Config {
+        certificate_lifetime: seconds(6),
+        person_certificate_lifetime: seconds(6),
+        ca_lifetime: seconds(12),
+        ..Config::new(dir.path())
+    };
+    let master = Master::start(config).await.unwrap();
+    let first = master.pki().authority().certificate().unwrap().name;
+    let own = master.pki().identity().own().unwrap().serial;
+    let admin = std::fs::read_to_string(dir.path().join("admin.yaml")).unwrap();
+    let wait = async {
+        loop {
+            let authority = master.pki().authority();
+            let ca = authority.certificate().unwrap().name != first;
+            // The first CA is dropped in the end.
+            let dropped = ca && authority.previous().unwrap().iter().all(|(p, _)| p.name != first);
+            let renewed = master.pki().identity().own().unwrap().serial != own;
+            let now = std::fs::read_to_string(dir.path().join("admin.yaml")).unwrap();
+            if dropped && renewed && now != admin {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(DEADLINE * 2, wait).await.expect("all is renewed in time");
+    // It still answers whoever has a certificate of now.
+    let channel = master.dial_as(&Subject::admin()).await.unwrap();
+    ControlClient::new(channel).cluster_info(ClusterInfoRequest {}).await.unwrap();
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_get_certificates_but_not_those_of_machines() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let mut trust = TrustClient::new(master.dial_as(&Subject::admin()).await.unwrap());
+    let request = KeyRequest::new().unwrap();
+    let asked = |name: &str, group: &str| IssueRequest {
+        name: name.into(),
+        groups: vec![group.into()],
+        request_pem: request.request_pem.clone(),
+        ttl_s: 60,
+    };
+    let reply = trust.issue(asked("ann", "dev")).await.unwrap().into_inner();
+    let ann = identity(reply, request.key_pem.clone());
+    let own = ann.own().unwrap();
+    assert_eq!((own.name.as_str(), own.groups[0].as_str()), ("ann", "dev"));
+    assert!(own.not_after <= unix_now() + 60);
+    for (name, group) in [("n1", "system:nodes"), ("system:node:n1", "dev"), ("", "dev")] {
+        let refused = trust.issue(asked(name, group)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{name} {group}");
+    }
+    // She may not do so herself.
+    let address = master.addr().to_string();
+    let channel = dial(&address, &ann, &DialOptions::default()).await.unwrap();
+    let refused = TrustClient::new(channel).issue(asked("bob", "dev")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    master.shutdown().await.unwrap();
+}
