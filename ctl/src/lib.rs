@@ -127,7 +127,8 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
         Err(_) => config::target(&Config::default(), None, server, global.namespace.as_deref())?,
     };
     let chosen = config.chosen(context).ok().flatten();
-    let login = login::login(&config, chosen, &target.servers);
+    let login = login::login(&config, chosen, &target.servers)
+        .and_then(|login| login.acting(global.as_user.as_deref(), &global.as_group));
     let client = Client::new(target.servers.clone(), login, global.request_timeout.map(|d| d.0));
     let ctx = Ctx { client, target, out, config, config_path };
     let result = cli.command.run(&ctx).await;

@@ -28,16 +28,44 @@ pub struct Login {
     pub bearer: Bearer,
 }
 
-/// Adds the bearer token, where there is one.
+/// Adds to each request the bearer token and in whose name it is, where there are such.
 #[derive(Debug, Clone, Default)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer {
+    authorization: Option<Text>,
+    as_user: Option<Text>,
+    as_groups: Vec<Text>,
+}
+
+type Text = MetadataValue<Ascii>;
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
+        let metadata = request.metadata_mut();
+        if let Some(value) = &self.authorization {
+            metadata.insert("authorization", value.clone());
+        }
+        if let Some(user) = &self.as_user {
+            metadata.insert("impersonate-user", user.clone());
+        }
+        for group in &self.as_groups {
+            metadata.append("impersonate-group", group.clone());
         }
         Ok(request)
+    }
+}
+
+impl Login {
+    /// In the name of another user, and of groups beside him.
+    pub fn acting(mut self, user: Option<&str>, groups: &[String]) -> Outcome<Self> {
+        let text = |name: &str| {
+            name.parse::<Text>().map_err(|_| fail(format!("act as {name:?}: it is no name")))
+        };
+        if user.is_none() && !groups.is_empty() {
+            return Err(fail("--as-group goes with --as"));
+        }
+        self.bearer.as_user = user.map(text).transpose()?;
+        self.bearer.as_groups = groups.iter().map(|group| text(group)).collect::<Outcome<_>>()?;
+        Ok(self)
     }
 }
 
@@ -109,9 +137,9 @@ fn of_context(config: &Config, context: &Context) -> Outcome<Option<Login>> {
         };
         if let Some(token) = &user.token {
             let value = format!("Bearer {}", token.trim()).parse();
-            bearer = Bearer(Some(
+            bearer.authorization = Some(
                 value.map_err(|_| wrong("the token", "it has characters that none has".into()))?,
-            ));
+            );
             // As in kubectl: who has a token is who the token says.
             credentials = None;
         }

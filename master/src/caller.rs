@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use timonier_identity::{
     ANONYMOUS, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, PeerCertificate,
+    unix_now,
 };
 use tonic::Status;
 use tonic::codegen::http::{self, HeaderMap, header};
@@ -174,6 +175,12 @@ impl CallerLayer {
         headers: &HeaderMap,
     ) -> Result<Caller, Status> {
         let peer = connection.and_then(|connection| connection.peer.as_deref());
+        if peer.is_some_and(|peer| peer.is_person() && peer.not_after <= unix_now()) {
+            // A machine's connection outlives its certificate: it has renewed that meanwhile.
+            return Err(Status::unauthenticated(
+                "the certificate shown has expired since; hint: timonctl certificate issue makes a new one",
+            ));
+        }
         let by_certificate = peer.map(Caller::of_certificate);
         if let (Some(caller), Some(text)) = (&by_certificate, headers.get(ON_BEHALF_OF)) {
             if !caller.is_master() {
@@ -308,6 +315,9 @@ mod tests {
         assert_eq!(caller.node(), Some("n1"));
         assert_eq!(caller.groups, [GROUP_NODES, GROUP_AUTHENTICATED]);
         assert_eq!(layer.caller(None, &headers(&[])).unwrap(), Caller::anonymous());
+        // All of these have expired since; a machine has renewed its own meanwhile.
+        let late = layer.caller(Some(&peer(Subject::admin())), &headers(&[])).unwrap_err();
+        assert_eq!(late.code(), tonic::Code::Unauthenticated, "{late}");
         let robot = layer.caller(None, &headers(&[("authorization", "Bearer good")])).unwrap();
         assert_eq!((robot.name.as_str(), robot.via), ("robot", Via::Token));
         for text in ["Bearer bad", "Basic x", "good"] {

@@ -30,7 +30,8 @@ pub struct Config {
     /// on as what it was.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub join: Vec<String>,
-    /// What a master that joins shows.
+    /// What a master that joins shows the first time: a token for masters, or `@` and a file with
+    /// one.
     #[arg(
         long,
         value_name = "TOKEN",

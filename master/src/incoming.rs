@@ -5,23 +5,29 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures::{Stream, StreamExt};
-use timonier_identity::{Accepted, Identity};
-
+use timonier_identity::{Accepted, Identity, PeerCertificate};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tonic::transport::server::Connected;
 
 pub use timonier_identity::Connection;
 
-/// The connections of a listener, with TLS.
+/// The connections of a listener, with TLS. `seen` is told whose certificate each shows.
 ///
 /// The gathering is around TLS, so that what goes out together is also sealed together.
 pub fn incoming(
     listener: TcpListener,
     identity: Identity,
+    seen: impl Fn(&PeerCertificate),
 ) -> impl Stream<Item = io::Result<Gathering<Accepted>>> {
     let accepted = timonier_identity::incoming(listener, identity);
-    accepted.map(|stream| stream.map(Gathering::new))
+    accepted.map(move |accepted| {
+        let accepted = accepted?;
+        if let Some(peer) = &accepted.connection().peer {
+            seen(peer);
+        }
+        Ok(Gathering::new(accepted))
+    })
 }
 
 /// Before it writes, it lets the other tasks that are ready go first, once.

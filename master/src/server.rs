@@ -7,19 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use jiff::Timestamp;
 use timonier_identity::{
-    Accepted, DialOptions, Identity, JoinToken, Lifetimes, Subject, Trust, dial, unix_now,
+    Accepted, DialOptions, Identity, JoinRole, JoinToken, Lifetimes, Subject, Trust, dial, unix_now,
 };
 use timonier_master_core::world::Settings;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::{Channel, Server};
 use tracing::{error, info, warn};
 
-use crate::caller::{CallerLayer, TokenReview};
+use crate::caller::CallerLayer;
 use crate::config::Config;
 use crate::driver;
 use crate::grpc::{self, Door, DoorParts};
@@ -27,12 +25,12 @@ use crate::guard::Guard;
 use crate::incoming::{self, Gathering};
 use crate::masters::Masters;
 use crate::peers::{self, JoinError, Joining, Lines, Peers, RaftService};
-use crate::pki::{self, Pki, PkiConfig, PkiError, TrustDoor};
+use crate::pki::{self, Pki, PkiConfig, PkiError, Safe, TrustDoor};
 use crate::relay::Relays;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::{Start, Store, StoreConfig, StoreError};
 use crate::telemetry::Hub;
-use crate::tokens;
+use crate::tokens::StoreTokens;
 
 /// Open requests may take so long to end when the master stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
@@ -51,6 +49,10 @@ pub enum StartError {
          is; hint: give theirs with --advertise HOST:PORT"
     )]
     Advertise(SocketAddr),
+    #[error(
+        "join a cluster as a master without a token for masters; hint: start once with --token TEXT or --token @FILE; the first master's data folder has one in master-token, and `timonctl token create --role master` makes others"
+    )]
+    NoToken,
     #[error("open the audit log: {0}")]
     Audit(io::Error),
     #[error(transparent)]
@@ -95,10 +97,10 @@ impl Master {
         let listener = TcpListener::bind(config.listen).await.map_err(refuse)?;
         let addr = listener.local_addr().map_err(refuse)?;
         let address = advertised(&config, addr);
-        let pki = pki_config(&config, &address).await?;
-        let pki = Pki::open(pki)?;
+        let token = join_token(&config)?;
+        let pki = open_pki(&config, &address, token.as_ref()).await?;
         let lines = Lines::new();
-        let store = store_config(&config, addr, &lines, pki.identity()).await?;
+        let store = store_config(&config, addr, &lines, pki.identity(), token.as_ref()).await?;
         let store = Store::open(store).await?;
         // Masters know each other by their ids, which this one has only now.
         pki.name(store.id())?;
@@ -131,6 +133,7 @@ impl Master {
             guard: guard.clone(),
             settings: settings.clone(),
             masters: masters.clone(),
+            pki: pki.clone(),
             shutdown: shutdown.clone(),
         });
         let relays = Relays::start(hub.clone(), masters, shutdown.clone());
@@ -144,7 +147,10 @@ impl Master {
             trust: pki.door(store.clone(), shutdown.clone()),
             store: store.clone(),
         };
-        let incoming = incoming::incoming(listener, pki.identity().clone());
+        let seen = pki.clone();
+        let incoming = incoming::incoming(listener, pki.identity().clone(), move |peer| {
+            seen.remember(peer.clone());
+        });
         let server = tokio::spawn(serve(incoming, doors, shutdown.clone()));
         info!(address = %addr, data = %config.data_dir.display(), "the master is up");
         Ok(RunningMaster { addr, store, pki, shutdown, server, loops })
@@ -156,17 +162,36 @@ fn advertised(config: &Config, addr: SocketAddr) -> String {
     config.advertise.clone().unwrap_or_else(|| addr.to_string())
 }
 
-/// What this master's trust begins with: the CA that it has, or that of the cluster which it joins.
-async fn pki_config(config: &Config, address: &str) -> Result<PkiConfig, StartError> {
-    if let (false, Some(token)) = (config.join.is_empty(), &config.token) {
-        let token = JoinToken::read(token).map_err(PkiError::Token)?;
-        pki::obtain(&config.data_dir, &config.join, &token).await?;
+/// What a master that joins for the first time shows; `None` for any other.
+fn join_token(config: &Config) -> Result<Option<JoinToken>, StartError> {
+    if config.join.is_empty() || Store::is_made(&config.data_dir) {
+        return Ok(None);
     }
-    Ok(PkiConfig {
+    let given = config.token.as_deref().ok_or(StartError::NoToken)?;
+    let token = JoinToken::read(given).map_err(PkiError::Token)?;
+    if token.role != JoinRole::Master {
+        return Err(StartError::NoToken);
+    }
+    Ok(Some(token))
+}
+
+/// This master's part in the trust, with the CA that it has, that of the cluster which it joins, or
+/// a new one.
+async fn open_pki(
+    config: &Config,
+    address: &str,
+    token: Option<&JoinToken>,
+) -> Result<Pki, StartError> {
+    let safe = Safe::open(&config.data_dir, &config.encryption())?;
+    if let Some(token) = token {
+        pki::obtain(&safe, &config.join, token).await?;
+    }
+    let own = PkiConfig {
         data_dir: config.data_dir.clone(),
         addresses: vec![address.to_owned()],
         lifetimes: config.lifetimes(),
-    })
+    };
+    Ok(Pki::open(own, safe)?)
 }
 
 /// Asks the cluster to be let in, when this is the first start of a master that joins.
@@ -175,14 +200,15 @@ async fn store_config(
     addr: SocketAddr,
     lines: &Lines,
     identity: &Identity,
+    token: Option<&JoinToken>,
 ) -> Result<StoreConfig, StartError> {
     let (name, address) = (config.name(), advertised(config, addr));
     let mut start = Start::First;
-    if !config.join.is_empty() && !Store::is_made(&config.data_dir) {
+    if let Some(token) = token {
         if config.advertise.is_none() && addr.ip().is_unspecified() {
             return Err(StartError::Advertise(addr));
         }
-        let token = config.token.clone().unwrap_or_default();
+        let token = token.to_string();
         let joining = Joining { name: name.clone(), address: address.clone(), token };
         let reply = peers::join(&config.join, &joining, identity).await?;
         info!(id = reply.id, cluster = reply.cluster_id, "joining as a master");
@@ -222,17 +248,6 @@ struct Doors {
     store: Store,
 }
 
-/// Bearer tokens are service accounts'.
-struct ServiceAccountTokens(Store);
-
-impl TokenReview for ServiceAccountTokens {
-    fn review(&self, token: &str) -> Result<(String, Vec<String>), Status> {
-        let user = tokens::verify(&self.0.snapshot(), token, Timestamp::now());
-        let user = user.map_err(|error| Status::unauthenticated(error.to_string()))?;
-        Ok((user.name, user.groups))
-    }
-}
-
 async fn serve(
     incoming: impl Stream<Item = io::Result<Gathering<Accepted>>>,
     doors: Doors,
@@ -243,7 +258,7 @@ async fn serve(
         .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(grpc::CONCURRENT_STREAMS_PER_CONNECTION_MAX))
         .concurrency_limit_per_connection(grpc::CONCURRENT_REQUESTS_PER_CONNECTION_MAX)
-        .layer(CallerLayer::new(Arc::new(ServiceAccountTokens(doors.store.clone()))))
+        .layer(CallerLayer::new(Arc::new(StoreTokens(doors.store.clone()))))
         .layer(doors.guard.layer())
         .add_service(doors.door.service())
         .add_service(doors.sessions.service())

@@ -10,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use timonier_identity::{
-    Authority, DialOptions, Identity, Lifetimes, Subject, Trust, dial, unix_now,
-};
+use timonier_identity::{DialOptions, Identity, Lifetimes, Subject, Trust, dial, unix_now};
+use timonier_master::pki::Safe;
+use timonier_master::store::Encryption;
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::{Kind, MESSAGE_BYTES_MAX, Object};
 use tonic::transport::Channel;
@@ -181,9 +181,8 @@ impl Cluster {
 
     /// Somebody of this cluster, certified with the CA in the master's data folder.
     pub fn identity(&self, subject: &Subject) -> Result<Identity> {
-        let path = self.master_dir().join("pki/authority.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path:?}"))?;
-        let authority = Authority::from_parts(&serde_json::from_str(&text)?)?;
+        let kept = Safe::peek(&self.master_dir(), &Encryption::DataFolder)?;
+        let authority = kept.context("the master has no CA yet")?;
         let validity = Lifetimes::default().machine;
         let credentials = authority.issue(subject, unix_now(), validity)?;
         Ok(Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))?)

@@ -59,6 +59,12 @@ pub struct Global {
     /// How long the master may take to answer one request (20s)
     #[arg(long, global = true, value_name = "TIME")]
     pub request_timeout: Option<Span>,
+    /// Act as this user; needs the right to impersonate
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub as_user: Option<String>,
+    /// Act as a member of this group too; may stand several times
+    #[arg(long, global = true, value_name = "GROUP")]
+    pub as_group: Vec<String>,
 }
 
 macro_rules! verbs {

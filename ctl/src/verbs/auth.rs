@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 use timonier_proto::Kind;
 use timonier_proto::v1::CanIRequest;
 
-use crate::client::access::Acting;
 use crate::context::Ctx;
 use crate::error::{Outcome, bail, fail};
 use crate::output::objects::Format;
@@ -38,8 +37,6 @@ pub enum What {
         /// yaml or json
         #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
         output: Format,
-        #[command(flatten)]
-        acting: Acting,
     },
 }
 
@@ -66,15 +63,13 @@ pub struct CanI {
     /// No header line of the list
     #[arg(long)]
     pub no_headers: bool,
-    #[command(flatten)]
-    pub acting: Acting,
 }
 
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     match args.what {
         What::CanI(args) if args.list => list(&args, ctx).await,
         What::CanI(args) => can_i(&args, ctx).await,
-        What::WhoAmI { output, acting } => who_am_i(&output, &acting, ctx).await,
+        What::WhoAmI { output } => who_am_i(&output, ctx).await,
     }
 }
 
@@ -88,7 +83,7 @@ async fn can_i(args: &CanI, ctx: &Ctx) -> Outcome {
     if is_known && asked.resource != "*" && !args.quiet {
         ctx.out.note(format!("Warning: resource '{}' is not namespace scoped", asked.resource));
     }
-    let reply = ctx.client.can_i(&args.acting, &asked).await?;
+    let reply = ctx.client.can_i(&asked).await?;
     if !args.quiet {
         ctx.out.line(if reply.allowed { "yes" } else { "no" })?;
     }
@@ -138,7 +133,7 @@ pub fn named(typed: &str) -> (String, String, bool) {
 
 async fn list(args: &CanI, ctx: &Ctx) -> Outcome {
     let namespace = if args.all_namespaces { "" } else { ctx.namespace() };
-    let rules = ctx.client.rules(&args.acting, namespace).await?;
+    let rules = ctx.client.rules(namespace).await?;
     let headers = ["Resources", "Non-Resource URLs", "Resource Names", "Verbs"];
     let mut table = Table::new(headers.map(str::to_owned).to_vec());
     let mut rows: Vec<[String; 4]> = rules.iter().flat_map(rows_of).collect();
@@ -179,8 +174,8 @@ fn rows_of(rule: &Value) -> Vec<[String; 4]> {
     rows
 }
 
-async fn who_am_i(output: &Format, acting: &Acting, ctx: &Ctx) -> Outcome {
-    let me = ctx.client.who_am_i(acting).await?;
+async fn who_am_i(output: &Format, ctx: &Ctx) -> Outcome {
+    let me = ctx.client.who_am_i().await?;
     let mut user = json!({"username": me.name, "groups": me.groups});
     if !me.uid.is_empty() {
         user["uid"] = me.uid.as_str().into();

@@ -99,8 +99,10 @@ async fn status(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-fn time(unix_s: i64) -> String {
-    Timestamp::from_second(unix_s).map_or_else(|_| "?".into(), |at| at.to_string())
+/// A time of the masters', for people; `?` where they tell none.
+pub fn time(unix_s: i64) -> String {
+    let at = Timestamp::from_second(unix_s).ok().filter(|_| unix_s != 0);
+    at.map_or_else(|| "?".into(), |at| at.to_string())
 }
 
 fn span(seconds: i64) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::certificate::time;
 use crate::context::Ctx;
 use crate::error::Outcome;
 use crate::output::age;
@@ -34,6 +35,9 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         "clusterId": info.cluster_id, "version": info.version, "masters": masters,
         "revision": info.revision, "objects": info.objects, "logBytes": info.log_bytes,
         "fsyncs": info.fsyncs, "agentsConnected": info.agents_connected,
+        "certificatesLate": info.certificates_late,
+        "caNotAfter": time(info.ca_not_after_unix_s),
+        "certificateNotAfter": time(info.certificate_not_after_unix_s),
         "podRange": info.pod_range, "serviceRange": info.service_range, "uptimeMs": info.uptime_ms,
     });
     match args.output {
@@ -64,8 +68,17 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         ),
         ("Pod range:", info.pod_range.clone()),
         ("Service range:", info.service_range.clone()),
+        ("CA valid until:", time(info.ca_not_after_unix_s)),
+        ("Master's certificate until:", time(info.certificate_not_after_unix_s)),
     ] {
         text.push_str(&format!("{name}\t{value}\n"));
     }
-    ctx.out.bytes(tabs::layout(&text, 0, 2).as_bytes())
+    ctx.out.bytes(tabs::layout(&text, 0, 2).as_bytes())?;
+    if info.certificates_late > 0 {
+        ctx.out.note(format!(
+            "warning: {} certificates expire soon and were not renewed; hint: timonctl certificate status",
+            info.certificates_late
+        ));
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ impl Inner {
     pub(super) fn cluster_info(&self) -> ClusterInfoReply {
         let status = self.store.status();
         let snapshot = self.store.snapshot();
+        let expiry = self.pki.expiry();
         ClusterInfoReply {
             cluster_id: self.store.cluster_id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -20,6 +21,9 @@ impl Inner {
             pod_range: self.settings.cluster_range.clone(),
             service_range: self.settings.service_range.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ca_not_after_unix_s: expiry.authority,
+            certificate_not_after_unix_s: expiry.own,
+            certificates_late: u32::try_from(expiry.late).unwrap_or(u32::MAX),
         }
     }
 

@@ -46,6 +46,7 @@ use self::guard::Evict;
 use self::repeat::RequestId;
 use crate::guard::{Guard, source};
 use crate::masters::Masters;
+use crate::pki::Pki;
 use crate::store::Store;
 use crate::streams::{ClientFrames, Origin, Streams};
 use crate::telemetry::{BeatStream, FrameStream, Hub};
@@ -68,6 +69,7 @@ struct Inner {
     guard: Guard,
     settings: Settings,
     masters: Masters,
+    pki: Pki,
     started: Instant,
     /// Services are written one at a time, so that no two get the same address or node port.
     allocating: Mutex<()>,
@@ -85,6 +87,7 @@ pub struct DoorParts {
     pub guard: Guard,
     pub settings: Settings,
     pub masters: Masters,
+    pub pki: Pki,
     /// Ends the watches.
     pub shutdown: CancellationToken,
 }
@@ -93,7 +96,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Door {
     pub fn new(parts: DoorParts) -> Self {
-        let DoorParts { store, hub, streams, guard, settings, masters, shutdown } = parts;
+        let DoorParts { store, hub, streams, guard, settings, masters, pki, shutdown } = parts;
         Self {
             inner: Arc::new(Inner {
                 store,
@@ -102,6 +105,7 @@ impl Door {
                 guard,
                 settings,
                 masters,
+                pki,
                 started: Instant::now(),
                 allocating: Mutex::const_new(()),
                 evicting: Mutex::const_new(()),

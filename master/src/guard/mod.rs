@@ -83,7 +83,9 @@ impl Guard {
         let caller = caller(parts.extensions);
         let outcome = self.check(path, &caller, parts);
         let fixed = outcome.as_ref().ok().and_then(|need| need.audited());
-        if outcome.is_err() || fixed.is_some() {
+        // Who asks too often would fill the log with nothing but that.
+        let refused = |error: &ApiError| error.reason != Reason::TooManyRequests;
+        if outcome.as_ref().err().is_some_and(refused) || fixed.is_some() {
             let user = user_of(&caller);
             let acting = parts.extensions.get::<Acting>().cloned();
             let acting = acting.unwrap_or(Acting { user, by: None });
@@ -107,21 +109,18 @@ impl Guard {
         })?;
         let acting = acting::of(user_of(caller), parts.headers, &self.inner.store.snapshot())?;
         // What masters pass on was counted where it came in.
-        if !matches!(need, Need::Masters) {
+        if !(matches!(need, Need::Masters) && caller.is_master()) {
             self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
         }
-        // A connection without TLS is the starter's: so are the other masters then.
-        let known = parts.extensions.get::<Caller>().is_some()
-            || parts.extensions.get::<Connection>().is_some();
-        let is_plain = !known && acting.by.is_none();
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
             Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
-            Need::Nodes => {
-                let is_node = acting.user.node().is_some() || acting.user.is_superuser();
-                if is_node { Ok(()) } else { Err(not_for(&acting.user, path, "nodes")) }
-            }
-            Need::Masters => match is_plain || acting.user.in_group(access::MASTERS) {
+            // What a machine's own certificate says is meant: nobody acts as one.
+            Need::Nodes => match caller.node() {
+                Some(_) => Ok(()),
+                None => Err(not_for(&acting.user, path, "nodes")),
+            },
+            Need::Masters => match caller.is_master() {
                 true => Ok(()),
                 false => Err(not_for(&acting.user, path, "masters of this cluster")),
             },

@@ -1,5 +1,6 @@
 //! The door that other masters come through: the gRPC service Raft.
 
+use timonier_identity::{JoinRole, JoinToken};
 use timonier_proto::MESSAGE_BYTES_MAX;
 use timonier_proto::v1::raft_server::{Raft, RaftServer};
 use timonier_proto::v1::{
@@ -11,6 +12,7 @@ use timonier_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use super::reply;
+use crate::pki;
 use crate::store::{ChangeError, Inbox, InboxError, Store, WIRE_VERSION};
 
 /// The service. Clones are the same.
@@ -80,7 +82,7 @@ impl Raft for RaftService {
     }
 
     async fn join_master(&self, request: Request<JoinMasterRequest>) -> Answer<JoinMasterReply> {
-        let JoinMasterRequest { version, name, address, .. } = request.into_inner();
+        let JoinMasterRequest { version, name, address, token } = request.into_inner();
         if version != WIRE_VERSION {
             return Err(Status::failed_precondition(format!(
                 "a master of version {version} wants to join, but this one speaks version \
@@ -90,6 +92,10 @@ impl Raft for RaftService {
         if name.is_empty() || address.is_empty() {
             return Err(Status::invalid_argument("a master that joins says its name and address"));
         }
+        // Its certificate says that it had the CA once; the token, that it is wanted now.
+        let token: Result<JoinToken, _> = token.parse();
+        let token = token.map_err(|error| Status::unauthenticated(error.to_string()))?;
+        pki::check_fresh(&self.store, &token, JoinRole::Master).await?;
         match self.store.admit(&name, &address).await {
             Ok(id) => Ok(Response::new(reply(&self.store, id))),
             Err(ChangeError::NotLeader) => Ok(Response::new(reply(&self.store, 0))),

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Node, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_identity::{Authority, PeerCertificate, unix_now};
 use timonier_master_core::op::{Op, Rejection, Txn};
+use timonier_master_core::reconcile::record::Recorder;
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Kinded;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,12 @@ const CA_TYPE: &str = "timonier.io/certificate-authority";
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often expiring certificates are warned of.
 const WARN_INTERVAL_S: i64 = 3600;
+/// Late is what has less than this part of its life left: it renews itself at a third.
+const LATE_PART: i64 = 6;
+/// Events of one round of warnings.
+const WARNINGS_MAX: usize = 100;
+const COMPONENT: &str = "timonier-master";
+const REASON: &str = "CertificateExpiring";
 /// Short lives are renewed by looking this often in each.
 const LOOKS_PER_LIFE: i64 = 12;
 
@@ -34,6 +41,7 @@ impl Pki {
     pub async fn settle(&self, store: &Store) -> Result<(), PkiError> {
         self.take_over(&store.snapshot())?;
         self.refresh_admin(unix_now())?;
+        self.refresh_tokens()?;
         if !*store.leadership().borrow() {
             return Ok(());
         }
@@ -72,7 +80,8 @@ impl Pki {
                 tracing::warn!(%error, "cannot keep the certificates up to date; trying again");
             }
             let now = unix_now();
-            if now - warned_at > WARN_INTERVAL_S && self.warn(now) {
+            if now - warned_at > WARN_INTERVAL_S && !self.late(now).is_empty() {
+                self.warn(&store, now).await;
                 warned_at = now;
             }
         }
@@ -86,6 +95,7 @@ impl Pki {
             tracing::info!("this master's certificate is renewed");
         }
         self.refresh_admin(now)?;
+        self.refresh_tokens()?;
         if !*store.leadership().borrow() {
             return Ok(());
         }
@@ -135,24 +145,73 @@ impl Pki {
         self.adopt(Authority::from_parts(&parts)?)
     }
 
-    /// Tells in the log of certificates that should have been renewed by now.
-    fn warn(&self, now: i64) -> bool {
+    /// Tells of certificates that should have been renewed by now: in the log, and in events where
+    /// this master leads.
+    async fn warn(&self, store: &Store, now: i64) {
+        let mut ops = Vec::new();
+        let snapshot = store.snapshot();
+        let recorder = Recorder { component: COMPONENT, now: Timestamp::now() };
+        for certificate in self.late(now) {
+            let (name, until) = (&certificate.name, time(certificate.not_after));
+            tracing::warn!(name, until, "a certificate expires soon and has not been renewed");
+            if ops.len() >= WARNINGS_MAX || !*store.leadership().borrow() {
+                continue;
+            }
+            let text = format!(
+                "the certificate of {name} expires at {until} and has not been renewed; hint: see timonctl certificate status"
+            );
+            let warning = match certificate.node().and_then(|node| snapshot.get::<Node>("", node)) {
+                Some(node) => recorder.warning(&**node, REASON, text),
+                None => match snapshot.get::<Secret>(CA_NAMESPACE, CA_NAME) {
+                    Some(ca) => recorder.warning(&**ca, REASON, text),
+                    None => continue,
+                },
+            };
+            ops.push(stamp(warning, recorder.now));
+        }
+        if !ops.is_empty()
+            && let Err(error) = store.commit(Txn::of(ops)).await
+        {
+            tracing::warn!(%error, "cannot store what expires as events");
+        }
+    }
+
+    /// Certificates that should have been renewed by now, the CA's among them; those that have
+    /// expired are not worth a word any more.
+    fn late(&self, now: i64) -> Vec<PeerCertificate> {
         let late = |certificate: &PeerCertificate| {
             let left = certificate.not_after - now;
-            let life = certificate.not_after - certificate.not_before;
-            left > 0 && left < life / 6
+            left > 0 && left < (certificate.not_after - certificate.not_before) / LATE_PART
         };
-        let mut any = false;
-        for certificate in self.known().values().filter(|certificate| late(certificate)) {
-            any = true;
-            tracing::warn!(
-                name = certificate.name,
-                hours_left = (certificate.not_after - now) / 3600,
-                "a certificate expires soon and has not been renewed"
-            );
-        }
-        any
+        let mut known: Vec<PeerCertificate> =
+            self.known().values().filter(|certificate| late(certificate)).cloned().collect();
+        known.extend(self.authority().certificate().ok().filter(late));
+        known.extend(self.identity().own().filter(late));
+        known
     }
+
+    /// What `cluster-info` says of it.
+    pub fn expiry(&self) -> Expiry {
+        Expiry {
+            authority: self.authority().certificate().map_or(0, |ca| ca.not_after),
+            own: self.identity().not_after().unwrap_or_default(),
+            late: self.late(unix_now()).len(),
+        }
+    }
+}
+
+/// When certificates expire; times are seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    pub authority: i64,
+    /// This master's own.
+    pub own: i64,
+    /// Certificates that should have been renewed by now.
+    pub late: usize,
+}
+
+fn time(unix_s: i64) -> String {
+    Timestamp::from_second(unix_s).map_or_else(|_| "?".to_owned(), |at| at.to_string())
 }
 
 /// The CA's parts in the store.

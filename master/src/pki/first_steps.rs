@@ -39,6 +39,21 @@ impl Pki {
         Ok(())
     }
 
+    /// The tokens in the files go on with the CA that signs now: the one before will not be believed
+    /// for ever.
+    pub(super) fn refresh_tokens(&self) -> Result<(), PkiError> {
+        let ca_hash = self.authority().ca_hash()?;
+        for (_, file) in TOKEN_FILES {
+            let path = self.inner.config.data_dir.join(file);
+            let token = read_text(&path)?.and_then(|text| text.parse::<JoinToken>().ok());
+            if let Some(mut token) = token.filter(|token| token.ca_hash != ca_hash) {
+                token.ca_hash = ca_hash;
+                write(&path, &format!("{token}\n"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the administrator's configuration where it is missing, its certificate is to be
     /// renewed, or this master's address or the CA has changed.
     pub(super) fn refresh_admin(&self, now: i64) -> Result<(), PkiError> {

@@ -1,33 +1,28 @@
 //! How another master comes by the CA: it shows a token to one that has it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use timonier_identity::{Authority, DialOptions, Identity, JoinToken, Trust, dial};
 use timonier_proto::v1::JoinRequest;
 use timonier_proto::v1::join_client::JoinClient;
 
-use super::{PkiError, read_authority, save_authority};
+use super::{PkiError, Safe};
 
 /// How long a master may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Fetches the CA from one of the masters with a token for masters, and keeps it in the data
-/// folder. Does nothing where one is kept already: a master joins once.
-pub async fn obtain(
-    data_dir: &Path,
-    masters: &[String],
-    token: &JoinToken,
-) -> Result<(), PkiError> {
-    if read_authority(data_dir)?.is_some() {
+/// Fetches the CA from one of the masters with a token for masters, and keeps it in the safe. Does
+/// nothing where one is kept already: a master joins once.
+pub async fn obtain(safe: &Safe, masters: &[String], token: &JoinToken) -> Result<(), PkiError> {
+    if safe.read()?.is_some() {
         return Ok(());
     }
     let identity = Identity::new(None, Trust::Pinned(token.ca_hash))?;
     let mut last = PkiError::Join { address: "nowhere".into(), why: "no master is named".into() };
     for address in masters {
         match ask(address, &identity, token).await {
-            Ok(parts) => return save_authority(data_dir, &Authority::from_parts(&parts)?),
+            Ok(parts) => return safe.save(&Authority::from_parts(&parts)?),
             Err(why) => last = PkiError::Join { address: address.clone(), why },
         }
     }

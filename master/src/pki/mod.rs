@@ -1,18 +1,19 @@
 //! This master's part in the cluster's trust: the CA, its own certificate, and what others get.
 //!
-//! The CA is kept in the store, so that all masters have it, and beside it in a file, because a
-//! master needs a certificate before its store is open. A master's own certificate is not kept: it
+//! The CA is kept in the store, so that all masters have it, and beside it in a sealed file, because
+//! a master needs a certificate before its store is open. A master's own certificate is not kept: it
 //! signs itself a new one whenever it starts, and in time before that one expires.
 
 mod authority;
 mod first_steps;
 mod join;
+mod safe;
 mod service;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,21 +22,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use timonier_identity::{
-    Authority, Identity, IdentityError, Lifetimes, PeerCertificate, Subject, Trust, read_text,
-    unix_now, write_private,
+    Authority, Identity, IdentityError, Lifetimes, PeerCertificate, Subject, Trust, unix_now,
+    write_private,
 };
 use tokio::sync::{Notify, watch};
 
-pub use authority::{CA_NAME, CA_NAMESPACE};
+pub use authority::{CA_NAME, CA_NAMESPACE, Expiry};
 pub use join::obtain;
+pub use safe::Safe;
 pub use service::TrustDoor;
-pub use tokens::{TOKEN_NAME_PREFIX, TOKEN_TYPE};
+pub use tokens::{TOKEN_NAME_PREFIX, TOKEN_TYPE, check_fresh};
+
+use crate::store::StoreError;
 
 const FOLDER: &str = "pki";
-/// The CA with its key, as a JSON object of its parts.
-const AUTHORITY_FILE: &str = "authority.json";
-/// The trusted CAs' certificates, for people.
-const BUNDLE_FILE: &str = "ca.crt";
 /// Certificates that are remembered to tell of their expiry.
 const KNOWN_MAX: usize = 20_000;
 
@@ -52,6 +52,8 @@ pub enum PkiError {
     Token(String),
     #[error("store the cluster's CA: {0}")]
     Store(String),
+    #[error("open the keys that the cluster's CA is sealed with: {0}")]
+    Keys(#[from] StoreError),
 }
 
 /// What a master's part in the trust begins with.
@@ -72,6 +74,7 @@ pub struct Pki {
 
 struct Inner {
     config: PkiConfig,
+    safe: Safe,
     /// This master's, once it is known.
     id: AtomicU64,
     identity: Identity,
@@ -92,12 +95,12 @@ impl fmt::Debug for Pki {
 impl Pki {
     /// Reads the CA from the data folder, or makes one: the store may know another, which is then
     /// taken over by [`Pki::run`].
-    pub fn open(config: PkiConfig) -> Result<Self, PkiError> {
-        let authority = match read_authority(&config.data_dir)? {
+    pub fn open(config: PkiConfig, safe: Safe) -> Result<Self, PkiError> {
+        let authority = match safe.read()? {
             Some(authority) => authority,
             None => {
                 let authority = Authority::create(unix_now(), &config.lifetimes)?;
-                save_authority(&config.data_dir, &authority)?;
+                safe.save(&authority)?;
                 authority
             }
         };
@@ -105,6 +108,7 @@ impl Pki {
         let identity = Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))?;
         let inner = Inner {
             config,
+            safe,
             id: AtomicU64::new(0),
             identity,
             authority: RwLock::new(Arc::new(authority)),
@@ -140,7 +144,7 @@ impl Pki {
 
     /// Signs with this CA from now on, and tells everybody.
     fn adopt(&self, authority: Authority) -> Result<(), PkiError> {
-        save_authority(&self.inner.config.data_dir, &authority)?;
+        self.inner.safe.save(&authority)?;
         let credentials = own_credentials(&self.inner.config, self.id(), &authority)?;
         let trust = Trust::Bundle(authority.bundle_pem());
         self.inner.identity.replace(Some(credentials), trust)?;
@@ -210,22 +214,6 @@ fn hosts(addresses: &[String]) -> Vec<String> {
     hosts.sort();
     hosts.dedup();
     hosts
-}
-
-fn read_authority(data_dir: &Path) -> Result<Option<Authority>, PkiError> {
-    let path = data_dir.join(FOLDER).join(AUTHORITY_FILE);
-    let Some(text) = read_text(&path)? else { return Ok(None) };
-    let parts: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|error| {
-        IdentityError::Read { what: path.display().to_string(), why: error.to_string() }
-    })?;
-    Ok(Some(Authority::from_parts(&parts)?))
-}
-
-fn save_authority(data_dir: &Path, authority: &Authority) -> Result<(), PkiError> {
-    let folder = data_dir.join(FOLDER);
-    let text = serde_json::to_string_pretty(&authority.to_parts()).expect("texts are plain data");
-    write(&folder.join(AUTHORITY_FILE), &text)?;
-    write(&folder.join(BUNDLE_FILE), &authority.bundle_pem())
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use timonier_identity::{IdentityError, JoinRole, JoinToken, PeerCertificate, Subject};
 use timonier_master_core::object::node_ready_status;
@@ -116,7 +115,7 @@ impl Join for TrustDoor {
         let JoinRequest { token, name, request_pem } = request.into_inner();
         let token: JoinToken =
             token.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
-        tokens::check(&self.store.snapshot(), &token, Timestamp::now())?;
+        tokens::check_fresh(&self.store, &token, token.role).await?;
         let reply = match token.role {
             JoinRole::Node => {
                 self.node_may_join(&name)?;

@@ -19,8 +19,9 @@ use timonier_proto::{Kind, Kinded, ObjectKey};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::{obtain, tokens};
+use super::{Safe, obtain, tokens};
 use crate::stamp::stamp;
+use crate::store::Encryption;
 use crate::{Config, Master, RunningMaster};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -97,11 +98,14 @@ async fn another_master_gets_the_ca_with_its_token_only() {
     let master = start(dir.path()).await;
     let addresses = ["127.0.0.1:1".to_owned(), master.addr().to_string()];
     let wrong = token_of(dir.path(), "node-token");
-    assert!(obtain(other.path(), &addresses, &wrong).await.is_err());
+    let safe = Safe::open(other.path(), &Encryption::DataFolder).unwrap();
+    assert!(obtain(&safe, &addresses, &wrong).await.is_err());
     let token = token_of(dir.path(), "master-token");
-    obtain(other.path(), &addresses, &token).await.unwrap();
-    let kept = |dir: &std::path::Path| std::fs::read(dir.join("pki/authority.json")).unwrap();
-    assert_eq!(kept(other.path()), kept(dir.path()));
+    obtain(&safe, &addresses, &token).await.unwrap();
+    assert_eq!(safe.read().unwrap().as_ref(), Some(&*master.pki().authority()));
+    // The key is not in the file as it is.
+    let text = std::fs::read_to_string(other.path().join("pki/authority.json")).unwrap();
+    assert!(text.contains("sealed") && !text.contains("PRIVATE"), "{text}");
     use std::os::unix::fs::PermissionsExt;
     for file in ["pki/authority.json", "admin.yaml", "node-token", "master-token"] {
         let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();

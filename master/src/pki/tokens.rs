@@ -10,6 +10,7 @@ use timonier_master_core::snapshot::Snapshot;
 use tonic::Status;
 
 use super::CA_NAMESPACE;
+use crate::store::Store;
 
 /// A token's Secret is named this and the token's id.
 pub const TOKEN_NAME_PREFIX: &str = "join-token-";
@@ -35,6 +36,20 @@ pub fn to_secret(token: &JoinToken, expires: Option<Timestamp>) -> Secret {
         data: Some(data.collect()),
         ..Default::default()
     }
+}
+
+/// [`check`], by the newest state where this master's own copy does not know the token: it may have
+/// been made at another master a moment ago.
+pub async fn check_fresh(store: &Store, token: &JoinToken, role: JoinRole) -> Result<(), Status> {
+    if token.role != role {
+        let text = format!("the join token is for a {}, not for a {role}", token.role);
+        return Err(Status::unauthenticated(text));
+    }
+    if check(&store.snapshot(), token, Timestamp::now()).is_ok() {
+        return Ok(());
+    }
+    store.linearize().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    check(&store.snapshot(), token, Timestamp::now())
 }
 
 /// Whether the token lets in whoever shows it, for what its text says.

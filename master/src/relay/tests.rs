@@ -1,9 +1,11 @@
 //! Several masters in this process, each with its own doors on loopback, and agents that follow a
 //! script. Each has a store of its own: what is replicated is put into all of them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use timonier_identity::Lifetimes;
 use timonier_master_core::access::{SUPERUSERS, UserInfo};
 use timonier_master_core::op::{Op, Txn};
 use timonier_master_core::world::Settings;
@@ -33,9 +35,10 @@ use crate::driver::Signals;
 use crate::grpc::{Door, DoorParts};
 use crate::guard::{Acting, Guard};
 use crate::masters::Masters;
+use crate::pki::{Pki, PkiConfig, Safe};
 use crate::sessions::{SessionSettings, Sessions};
 use crate::stamp::stamp;
-use crate::store::{Member, Store, StoreConfig};
+use crate::store::{Encryption, Member, Store, StoreConfig};
 use crate::telemetry::{Hub, Where};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -100,6 +103,7 @@ async fn start(listener: TcpListener, member: Member, masters: Masters) -> Maste
         guard: Guard::start(store.clone(), dir.path()).unwrap(),
         settings,
         masters: masters.clone(),
+        pki: pki(dir.path()),
         shutdown: shutdown.clone(),
     });
     let relays = Relays::start(hub.clone(), masters, shutdown.clone());
@@ -115,6 +119,13 @@ async fn start(listener: TcpListener, member: Member, masters: Masters) -> Maste
     let channel = Channel::from_shared(format!("http://{}", member.address)).unwrap();
     let channel = channel.connect().await.unwrap();
     Master { store, hub, channel, _dir: dir, _shutdown: shutdown.drop_guard() }
+}
+
+/// Nobody is certified in these tests.
+fn pki(dir: &Path) -> Pki {
+    let lifetimes = Lifetimes::default();
+    let config = PkiConfig { data_dir: dir.to_owned(), addresses: Vec::new(), lifetimes };
+    Pki::open(config, Safe::open(dir, &Encryption::Off).unwrap()).unwrap()
 }
 
 /// In place of the layers that find out who calls.

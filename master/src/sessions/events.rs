@@ -5,7 +5,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use timonier_master_core::object::namespace_is_live;
+use timonier_master_core::object::{namespace_is_live, node_of, uid_of};
 use timonier_master_core::op::Op;
 use timonier_master_core::reconcile::record::{Recorder, Severity};
 use timonier_master_core::snapshot::Snapshot;
@@ -71,7 +71,9 @@ impl EventGate {
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
         let mut op = match event.kind.as_str() {
             "" | "Pod" => {
-                if !namespace_is_live(snapshot, &event.namespace) {
+                if !namespace_is_live(snapshot, &event.namespace)
+                    || self.is_elsewhere(snapshot, &event.namespace, &event.name, &event.uid)
+                {
                     return None;
                 }
                 let pod = Pod {
@@ -99,6 +101,14 @@ impl EventGate {
                 Some(event.field_path).filter(|path| !path.is_empty());
         }
         Some(op)
+    }
+
+    /// Whether the pod is known as another node's. One that is gone may still be spoken of.
+    fn is_elsewhere(&self, snapshot: &Snapshot, namespace: &str, name: &str, uid: &str) -> bool {
+        snapshot.get::<Pod>(namespace, name).is_some_and(|pod| {
+            let is_it = uid.is_empty() || uid_of(&pod.metadata) == uid;
+            is_it && node_of(pod) != Some(self.node.as_str())
+        })
     }
 }
 

@@ -148,7 +148,11 @@ impl Agent for Sessions {
         &self,
         request: Request<Streaming<StreamFrame>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        self.inner.streams.accept(request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(&request);
+        let node = caller.node().ok_or_else(|| {
+            Status::permission_denied("only an agent, by its node's certificate, dials a stream")
+        })?;
+        self.inner.streams.accept(node, request.into_inner()).await.map(Response::new)
     }
 }
 

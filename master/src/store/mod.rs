@@ -51,6 +51,7 @@ pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
 pub use inbox::{Inbox, InboxError};
 pub use keyring::{Encryption, KeyId, KeyInfo};
+pub(crate) use keyring::Keyring;
 pub use members::{ChangeError, Member, MemberStatus};
 pub use rekey::EncryptionStatus;
 pub use transport::{NoTransport, Sending, Target, Transport, TransportError};

@@ -55,7 +55,13 @@ struct Inner {
     hub: Hub,
     registry: Arc<Registry>,
     masters: Masters,
-    pending: Mutex<HashMap<String, oneshot::Sender<Dialled>>>,
+    pending: Mutex<HashMap<String, Waiting>>,
+}
+
+/// Who waits for an agent to dial.
+struct Waiting {
+    node: String,
+    dialled: oneshot::Sender<Dialled>,
 }
 
 /// The other end of a stream: an agent that has dialled back, or the master that has its session.
@@ -116,19 +122,31 @@ impl Streams {
         }
     }
 
-    /// An agent has dialled: hands it to who waits for it.
-    pub async fn accept(&self, mut agent: Streaming<StreamFrame>) -> Result<AgentFrames, Status> {
+    /// The node's agent has dialled: hands it to who waits for it.
+    pub async fn accept(
+        &self,
+        node: &str,
+        mut agent: Streaming<StreamFrame>,
+    ) -> Result<AgentFrames, Status> {
         let first = timeout(REQUEST_DEADLINE, agent.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no StreamAccept came in 10 s"))??;
         let Some(Frame::Accept(accept)) = first.and_then(|frame| frame.frame) else {
             return Err(Status::invalid_argument("the first frame must be a StreamAccept"));
         };
-        let waiting = self.pending().remove(&accept.stream_id);
         let nobody = || Status::not_found("nobody waits for this stream any more");
+        let waiting = {
+            let mut pending = self.pending();
+            // A stream is another node's for nobody but that node.
+            if pending.get(&accept.stream_id).is_none_or(|waiting| waiting.node != node) {
+                return Err(nobody());
+            }
+            pending.remove(&accept.stream_id)
+        };
         let (to_agent, frames) = oneshot::channel();
         waiting
             .ok_or_else(nobody)?
+            .dialled
             .send(Dialled { from_agent: agent, to_agent })
             .map_err(|_| nobody())?;
         timeout(DIAL_DEADLINE, frames).await.map_err(|_| nobody())?.map_err(|_| nobody())
@@ -160,13 +178,14 @@ impl Streams {
         let (sender, receiver) = oneshot::channel();
         {
             let mut pending = self.pending();
-            pending.retain(|_, waiting| !waiting.is_closed());
+            pending.retain(|_, waiting| !waiting.dialled.is_closed());
             if pending.len() >= PENDING_MAX {
                 let text =
                     format!("open a stream to node {node}: too many streams are being opened");
                 return Err(ApiError::new(Reason::TooManyRequests, text).into());
             }
-            pending.insert(stream_id.clone(), sender);
+            let waiting = Waiting { node: node.to_owned(), dialled: sender };
+            pending.insert(stream_id.clone(), waiting);
         }
         let open = OpenStream { stream_id: stream_id.clone(), request: Some(request) };
         let message = MasterMessage { message: Some(Down::Open(open)) };
@@ -191,7 +210,7 @@ impl Streams {
         }
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Dialled>>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<String, Waiting>> {
         self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -61,6 +61,11 @@ impl PeerCertificate {
         self.name.strip_prefix(MASTER_PREFIX).filter(|_| self.in_group(GROUP_MASTERS))
     }
 
+    /// Whether it is neither a node's nor a master's.
+    pub fn is_person(&self) -> bool {
+        self.node().is_none() && self.master().is_none()
+    }
+
     /// When two thirds of its life are over: time to renew it.
     pub fn renew_at(&self) -> i64 {
         self.not_before + (self.not_after - self.not_before) * 2 / 3
