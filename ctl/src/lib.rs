@@ -132,6 +132,9 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
     let client = Client::new(target.servers.clone(), login, global.request_timeout.map(|d| d.0));
     let ctx = Ctx { client, target, out, config, config_path };
     let result = cli.command.run(&ctx).await;
+    if own && context.is_none() && global.as_user.is_none() && !keeps {
+        verbs::certificate::renew_in_time(&ctx).await;
+    }
     if server.is_none() && own {
         config::keep_masters(&ctx.config_path, context, &ctx.client.told_masters());
     }

@@ -85,9 +85,11 @@ pub fn login(config: &Config, context: Option<&Context>, servers: &[String]) -> 
             None => Err(fail(format!("{} names no CA", path.display()))),
         };
     }
-    Err(fail(format!("no CA is known to trust {} by", servers.join(", "))).hint(
-        "a master's data folder has a configuration for its administrator: copy admin.yaml and set TIMONIER_CONFIG to it, or see timonctl config set-cluster --help",
-    ))
+    let servers = servers.join(", ");
+    Err(fail(format!("connect to master {servers}: no CA is known to check its certificate with"))
+        .hint(
+            "is the lab up? timonctl lab up; for another cluster, copy admin.yaml out of a master's data folder and set TIMONIER_CONFIG to it",
+        ))
 }
 
 /// The administrator's configuration of a lab or a master on this machine, to stand in for an own

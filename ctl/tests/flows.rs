@@ -252,7 +252,7 @@ async fn the_second_server_is_tried_when_the_first_is_away() {
     master.put(json!({"kind": "Pod", "metadata": {"name": "web-1", "namespace": "default"}}));
     let servers = format!("127.0.0.1:1,{}", master.address);
     let args = ["get", "pods", "-o", "name", "--server", &servers];
-    let (code, printed) =
-        timonctl::run_captured(args, Some("/nonexistent/config.yaml".into())).await;
+    let config = Some(master.config.path().to_owned());
+    let (code, printed) = timonctl::run_captured(args, config).await;
     assert_eq!((code, String::from_utf8_lossy(&printed.out).as_ref()), (0, "pod/web-1\n"));
 }

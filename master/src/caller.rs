@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use timonier_identity::{
-    ANONYMOUS, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, PeerCertificate,
-    unix_now,
+    ANONYMOUS, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, PeerCertificate, unix_now,
 };
 use tonic::Status;
 use tonic::codegen::http::{self, HeaderMap, header};

@@ -9,19 +9,15 @@ use crate::error::Outcome;
 
 impl Client {
     pub async fn can_i(&self, asked: &v1::CanIRequest) -> Outcome<v1::CanIReply> {
-        self.read(asked.clone(), |mut control, request| async move {
-            control.can_i(request).await
-        })
-        .await
+        self.read(asked.clone(), |mut control, request| async move { control.can_i(request).await })
+            .await
     }
 
     /// Kubernetes' PolicyRules.
     pub async fn rules(&self, namespace: &str) -> Outcome<Vec<Value>> {
         let message = v1::ListRulesRequest { namespace: namespace.to_owned() };
         let reply = self
-            .read(message, |mut control, request| async move {
-            control.list_rules(request).await
-        })
+            .read(message, |mut control, request| async move { control.list_rules(request).await })
             .await?;
         reply.rules.iter().map(|rule| tree(rule)).collect()
     }

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 use jiff::Timestamp;
-use timonier_identity::KeyRequest;
+use timonier_identity::{Identity, KeyRequest, unix_now};
 use timonier_proto::v1::{
     CertificateStatusRequest, IssueRequest, RenewAuthorityRequest, RenewRequest,
 };
@@ -114,7 +114,24 @@ fn span(seconds: i64) -> String {
     }
 }
 
+/// Renews the certificate of the context's user when two thirds of its life are over. Best effort: a
+/// command that has done its work does not fail for this.
+pub async fn renew_in_time(ctx: &Ctx) {
+    let own = ctx.client.identity().ok().and_then(Identity::own);
+    if own.is_some_and(|own| unix_now() >= own.renew_at())
+        && let Ok(user) = renewed(ctx).await
+    {
+        ctx.out.note(format!("the certificate of user {user:?} is renewed"));
+    }
+}
+
 async fn renew(ctx: &Ctx) -> Outcome {
+    let user = renewed(ctx).await?;
+    ctx.out.line(format!("the certificate of user {user:?} is renewed"))
+}
+
+/// Puts a new certificate into the configuration file; whose.
+async fn renewed(ctx: &Ctx) -> Outcome<String> {
     let mut config = ctx.config.clone();
     let context = config.chosen(None)?.cloned().unwrap_or_default();
     let user = context.user.clone().filter(|name| {
@@ -127,11 +144,11 @@ async fn renew(ctx: &Ctx) -> Outcome {
     let reply = answer.map_err(|status| ctx.client.explained(status))?.into_inner();
     let name = context.cluster.clone().unwrap_or_default();
     config.cluster_mut(&name).certificate_authority_data = Some(STANDARD.encode(reply.bundle_pem));
-    let renewed = config.user_mut(&user);
-    renewed.client_certificate_data = Some(STANDARD.encode(reply.chain_pem));
-    renewed.client_key_data = Some(STANDARD.encode(request.key_pem));
+    let new = config.user_mut(&user);
+    new.client_certificate_data = Some(STANDARD.encode(reply.chain_pem));
+    new.client_key_data = Some(STANDARD.encode(request.key_pem));
     config.save(&ctx.config_path)?;
-    ctx.out.line(format!("the certificate of user {user:?} is renewed"))
+    Ok(user)
 }
 
 async fn issue(ctx: &Ctx, user: String, groups: Vec<String>, ttl: Option<Span>) -> Outcome {

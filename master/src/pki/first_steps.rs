@@ -79,18 +79,25 @@ impl Pki {
             }
         };
         self.remember(leaf_of(&credentials.chain_pem)?);
-        let text = self.admin_file(&authority.bundle_pem(), &credentials);
         let path = folder.join(ADMIN_FILE);
-        if read_text(&path)?.as_deref() == Some(&text) {
+        // timonctl adds to the file what it learns of the masters.
+        let bundle = authority.bundle_pem();
+        let mut parts = self.servers();
+        parts.extend([&bundle, &credentials.chain_pem].map(|pem| STANDARD.encode(pem) + "\n"));
+        let old = read_text(&path)?.unwrap_or_default();
+        if parts.iter().all(|part| old.contains(part)) {
             return Ok(());
         }
-        write(&path, &text)
+        write(&path, &self.admin_file(&bundle, &credentials))
+    }
+
+    fn servers(&self) -> Vec<String> {
+        self.inner.config.addresses.iter().map(|address| reachable(address)).collect()
     }
 
     fn admin_file(&self, bundle_pem: &str, credentials: &Credentials) -> String {
         let base64 = |text: &str| STANDARD.encode(text);
-        let servers: Vec<String> =
-            self.inner.config.addresses.iter().map(|a| reachable(a)).collect();
+        let servers = self.servers();
         format!(
             "# timonctl's configuration for this cluster's administrator. It holds a key: keep it.\n\
              currentContext: admin\n\

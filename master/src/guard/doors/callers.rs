@@ -46,8 +46,8 @@ impl Knocking {
 }
 
 /// **a**nonymous, the **t**oken of a service account without rights, **v**iewer and **e**ditor of
-/// the namespace team, **n**ode n1, an**o**ther node, **m**aster, **s**uperuser; and those who are
-/// let in nowhere: a **r**evoked token, a certificate of a **w**rong CA, one that has e**x**pired,
+/// the namespace team, **n**ode n1, an**o**ther node, **m**aster (who has the CA's key, so everything
+/// is his anyway), **s**uperuser; and those who are let in nowhere: a **r**evoked token, a certificate of a **w**rong CA, one that has e**x**pired,
 /// the viewer who says that she is a superuser (**i**).
 pub async fn all(master: &RunningMaster) -> Vec<Knocking> {
     let own = master.pki().authority();

@@ -162,9 +162,9 @@ async fn each_method_lets_in_those_it_should() {
     let callers = callers::all(&master).await;
     let mut wrong = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        let outcomes = callers.iter().map(|knocking| async {
-            is_let_in(knocking, row).await.then_some(knocking.letter)
-        });
+        let outcomes = callers
+            .iter()
+            .map(|knocking| async { is_let_in(knocking, row).await.then_some(knocking.letter) });
         // One after the other: some of the calls change something.
         let mut let_in = String::new();
         for outcome in outcomes {
@@ -202,7 +202,8 @@ async fn nobody_acts_as_a_machine() {
     let folder = tempfile::tempdir().unwrap();
     let master = start(folder.path()).await;
     let root = master.dial_as(&Subject::admin()).await.unwrap();
-    for (user, group) in [("system:node:n1", "system:nodes"), ("system:master:1", "timonier:masters")]
+    for (user, group) in
+        [("system:node:n1", "system:nodes"), ("system:master:1", "timonier:masters")]
     {
         let acting = callers::acting(root.clone(), user, group);
         for row in rows::streams().iter().filter(|row| !row.method.starts_with("Control/")) {

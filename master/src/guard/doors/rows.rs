@@ -53,24 +53,24 @@ pub fn reads() -> Vec<Row> {
         ..Default::default()
     };
     vec![
-        row("Control/Get", get("Pod", "p"), "ves"),
-        row("Control/Get", get("Secret", "x"), "es"),
-        row("Control/Get", get("Role", "x"), "s"),
-        row("Control/List", list("Pod", "team"), "ves"),
-        row("Control/List", list("Secret", "team"), "es"),
-        row("Control/List", list("Pod", ""), "s"),
-        row("Control/List", list("Pod", "default"), "s"),
-        row("Control/List", list("Node", ""), "s"),
-        row("Control/Watch", watch("Pod", "team"), "ves"),
-        row("Control/Watch", watch("Secret", "kube-system"), "s"),
+        row("Control/Get", get("Pod", "p"), "vems"),
+        row("Control/Get", get("Secret", "x"), "ems"),
+        row("Control/Get", get("Role", "x"), "ms"),
+        row("Control/List", list("Pod", "team"), "vems"),
+        row("Control/List", list("Secret", "team"), "ems"),
+        row("Control/List", list("Pod", ""), "ms"),
+        row("Control/List", list("Pod", "default"), "ms"),
+        row("Control/List", list("Node", ""), "ms"),
+        row("Control/Watch", watch("Pod", "team"), "vems"),
+        row("Control/Watch", watch("Secret", "kube-system"), "ms"),
         row("Control/ClusterInfo", v1::ClusterInfoRequest {}, "tvenoms"),
-        row("Control/EncryptionStatus", v1::EncryptionStatusRequest {}, "s"),
-        row("Control/Monitor", v1::MonitorRequest { with_pods: true, ..Default::default() }, "s"),
-        row("Control/Monitor", v1::MonitorRequest::default(), "s"),
+        row("Control/EncryptionStatus", v1::EncryptionStatusRequest {}, "ms"),
+        row("Control/Monitor", v1::MonitorRequest { with_pods: true, ..Default::default() }, "ms"),
+        row("Control/Monitor", v1::MonitorRequest::default(), "ms"),
         row(
             "Control/Beats",
             v1::BeatsRequest { namespace: "team".into(), name: "x".into() },
-            "ves",
+            "vems",
         ),
         row("Control/CanI", v1::CanIRequest::default(), "tvenoms"),
         row("Control/ListRules", v1::ListRulesRequest::default(), "tvenoms"),
@@ -78,9 +78,9 @@ pub fn reads() -> Vec<Row> {
         row("Join/Join", v1::JoinRequest::default(), "atvenoms"),
         row("Join/Renew", v1::RenewRequest::default(), "venos"),
         row("Join/Follow", v1::FollowRequest {}, "venoms"),
-        row("Trust/Status", v1::CertificateStatusRequest {}, "s"),
-        row("Trust/RenewAuthority", v1::RenewAuthorityRequest {}, "s"),
-        row("Trust/Issue", v1::IssueRequest::default(), "s"),
+        row("Trust/Status", v1::CertificateStatusRequest {}, "ms"),
+        row("Trust/RenewAuthority", v1::RenewAuthorityRequest {}, "ms"),
+        row("Trust/Issue", v1::IssueRequest::default(), "ms"),
     ]
 }
 
@@ -114,23 +114,23 @@ pub fn writes() -> Vec<Row> {
         ..Default::default()
     };
     vec![
-        row("Control/RotateEncryption", v1::RotateEncryptionRequest {}, "s"),
-        row("Control/Create", create(map()), "es"),
-        row("Control/Create", create(manifest("ConfigMap", "m", "default", json!({}))), "s"),
-        row("Control/Create", create(role), "s"),
+        row("Control/RotateEncryption", v1::RotateEncryptionRequest {}, "ms"),
+        row("Control/Create", create(map()), "ems"),
+        row("Control/Create", create(manifest("ConfigMap", "m", "default", json!({}))), "ms"),
+        row("Control/Create", create(role), "ms"),
         row("Control/Create", create("not an object".into()), "atvenoms"),
-        row("Control/Update", update(map(), false), "es"),
-        row("Control/Update", update(manifest("Pod", "p", "team", json!({})), true), "s"),
-        row("Control/Patch", patch("ConfigMap", "team"), "es"),
-        row("Control/Patch", patch("Node", ""), "s"),
-        row("Control/Apply", apply, "es"),
-        row("Control/Delete", delete("Pod", "team"), "es"),
-        row("Control/Delete", delete("Namespace", ""), "s"),
-        row("Control/Evict", delete("Pod", "team"), "es"),
-        row("Control/Commit", commit(write_op::Op::Delete(delete("Secret", "team"))), "es"),
-        row("Control/Commit", commit(write_op::Op::Delete(delete("Secret", "default"))), "s"),
-        row("Control/CreateToken", token("team"), "es"),
-        row("Control/CreateToken", token("default"), "s"),
+        row("Control/Update", update(map(), false), "ems"),
+        row("Control/Update", update(manifest("Pod", "p", "team", json!({})), true), "ms"),
+        row("Control/Patch", patch("ConfigMap", "team"), "ems"),
+        row("Control/Patch", patch("Node", ""), "ms"),
+        row("Control/Apply", apply, "ems"),
+        row("Control/Delete", delete("Pod", "team"), "ems"),
+        row("Control/Delete", delete("Namespace", ""), "ms"),
+        row("Control/Evict", delete("Pod", "team"), "ems"),
+        row("Control/Commit", commit(write_op::Op::Delete(delete("Secret", "team"))), "ems"),
+        row("Control/Commit", commit(write_op::Op::Delete(delete("Secret", "default"))), "ms"),
+        row("Control/CreateToken", token("team"), "ems"),
+        row("Control/CreateToken", token("default"), "ms"),
     ]
 }
 
@@ -142,14 +142,16 @@ pub fn streams() -> Vec<Row> {
     let exec =
         v1::ExecRequest { namespace: namespace.clone(), pod: pod.clone(), ..Default::default() };
     let forward = v1::PortForwardRequest { namespace, pod, ..Default::default() };
+    // Of the master that the callers have a certificate of.
+    let relayed = v1::RelayFrame { master: 7, ..Default::default() };
     // Of the node whose certificate one of the two has.
     let hello = v1::Hello { node_name: "n1".into(), agent_id: "a".into(), ..Default::default() };
     let hello = v1::AgentMessage { message: Some(v1::agent_message::Message::Hello(hello)) };
     vec![
-        row("Control/Open", frame(Stream::Logs(logs)), "ves"),
-        row("Control/Open", frame(Stream::Exec(exec)), "es"),
-        row("Control/Open", frame(Stream::PortForward(forward)), "es"),
-        row("Control/LoadImage", v1::StreamFrame::default(), "s"),
+        row("Control/Open", frame(Stream::Logs(logs)), "vems"),
+        row("Control/Open", frame(Stream::Exec(exec)), "ems"),
+        row("Control/Open", frame(Stream::PortForward(forward)), "ems"),
+        row("Control/LoadImage", v1::StreamFrame::default(), "ms"),
         row("Agent/Session", hello, "n"),
         row("Agent/Stream", v1::StreamFrame::default(), "no"),
         row("Raft/Append", v1::AppendRequest::default(), "m"),
@@ -160,6 +162,6 @@ pub fn streams() -> Vec<Row> {
         row("Raft/Handover", v1::HandoverRequest::default(), "m"),
         row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), "m"),
         row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "m"),
-        row("Relay/Follow", v1::RelayFrame::default(), "m"),
+        row("Relay/Follow", relayed, "m"),
     ]
 }

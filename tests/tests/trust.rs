@@ -1,0 +1,102 @@
+//! Certificates and tokens on real programs: who joins, and what goes on while all is renewed.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use timonier_identity::PeerCertificate;
+use timonier_proto::v1::WatchRequest;
+use timonier_tests::cluster::{Cluster, Options, binary};
+use timonier_tests::wait;
+
+const SECONDS_30: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the certificate says that the agent keeps.
+fn of_agent(cluster: &Cluster, index: usize) -> Result<PeerCertificate> {
+    let path = cluster.dir().join(cluster.node_name(index)).join("pki/node.json");
+    let kept: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    Ok(PeerCertificate::from_pem(kept["chain_pem"].as_str().context("no certificate")?)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_is_renewed_while_streams_go_on() -> Result<()> {
+    let short = ["--certificate-lifetime", "12s"].map(str::to_owned).to_vec();
+    let options = Options { agents: 1, master_args: short, ..Options::default() };
+    let cluster = Cluster::start(options).await?;
+    let mut client = cluster.client().await?;
+    let watch = WatchRequest { kind: "ConfigMap".into(), ..Default::default() };
+    let mut events = client.watch(watch).await?.into_inner();
+
+    let first = of_agent(&cluster, 0)?;
+    cluster.ctl(&["certificate", "renew", "--ca"]).await?.ok()?;
+    let mut serials = BTreeSet::from([first.serial]);
+    let last = wait::until("the agent to renew its certificate twice", MINUTE, || {
+        let own = of_agent(&cluster, 0);
+        if let Ok(own) = &own {
+            serials.insert(own.serial.clone());
+        }
+        let count = serials.len();
+        async move {
+            ensure!(count > 2, "{count} certificates were seen");
+            own
+        }
+    })
+    .await?;
+    ensure!(last.issuer != first.issuer, "the old CA still signs");
+
+    // The first certificate has ended by now, its session has not.
+    cluster.ctl(&["create", "configmap", "late", "--from-literal", "a=b"]).await?.ok()?;
+    let seen = async {
+        while let Some(event) = events.message().await? {
+            if String::from_utf8_lossy(&event.json).contains("\"late\"") {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the watch ended")
+    };
+    tokio::time::timeout(SECONDS_30, seen).await.context("the watch goes on")??;
+    let log = std::fs::read_to_string(cluster.dir().join(cluster.node_name(0) + ".log"))?;
+    let sessions = log.matches("session opened").count();
+    ensure!(sessions == 1, "{sessions} sessions:\n{log}");
+    let status = cluster.ctl(&["certificate", "status"]).await?.ok()?;
+    for kind in ["CA ", "ReplacedCA", "Master", "Node", "Person"] {
+        ensure!(status.contains(kind), "no {kind} in\n{status}");
+    }
+    let info = cluster.ctl(&["cluster-info"]).await?.ok()?;
+    ensure!(info.contains("CA valid until:"), "{info}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lets_a_node_in_until_it_is_revoked() -> Result<()> {
+    let mut cluster = Cluster::start(Options { agents: 1, ..Options::default() }).await?;
+    let token = cluster.ctl(&["token", "create", "--role", "node", "--ttl", "1h"]).await?.ok()?;
+    let token = token.trim().to_owned();
+    let id = token.split('.').nth(1).context("a token has an id")?.to_owned();
+    let listed = cluster.ctl(&["token", "list"]).await?.ok()?;
+    ensure!(listed.contains(&id) && !listed.contains(&token), "{listed}");
+    cluster.ctl(&["token", "revoke", &id]).await?.ok()?;
+
+    let join = |node: &str| -> Result<std::process::Output> {
+        let output = Command::new(binary("timonier-agent")?)
+            .args(["--master", &cluster.address(), "--node-name", node, "--token", &token])
+            .arg("--data-dir")
+            .arg(cluster.dir().join(node))
+            .args(["--bridge", "ttnone"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()?;
+        Ok(output)
+    };
+    let refused = join("late")?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && text.contains("it was revoked"), "{text}");
+
+    // Who has joined stays, and needs no token when it starts again.
+    cluster.kill_agent(0)?;
+    std::fs::remove_file(cluster.master_dir().join("node-token"))?;
+    cluster.start_agent(0)?;
+    cluster.wait_nodes_ready().await
+}
