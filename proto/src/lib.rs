@@ -13,6 +13,7 @@ pub mod v1 {
 /// The path of every method of every service, as compiled: `/timonier.v1.Control/Get`.
 pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
+pub mod backup;
 pub mod compiled;
 pub mod decode;
 pub mod kinds;

@@ -5,7 +5,7 @@
 //! `down` can be repeated after any half-finished one.
 
 pub mod down;
-mod process;
+pub mod process;
 pub mod show;
 pub mod up;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use timonier_proto::v1::change_member_request::Action;
-use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest};
+use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, RaftHeader};
 use tokio_util::sync::CancellationToken;
 
 use super::raft::{MasterNode, NodeId};
@@ -181,6 +181,28 @@ impl Store {
         self.members().into_iter().map(status).collect()
     }
 
+    /// How this master is, for whoever asks all of them.
+    pub fn own_status(&self) -> PeerStatusReply {
+        let status = self.status();
+        PeerStatusReply {
+            leader: status.leader_id.unwrap_or_default(),
+            term: status.term,
+            last_index: status.last_index,
+            applied_index: status.applied_index,
+            revision: status.revision,
+            log_bytes: status.log_bytes,
+            uptime_ms: u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            refusing: status.refusing.unwrap_or_default(),
+            members: self.members().iter().map(|member| member.id).collect(),
+        }
+    }
+
+    /// For a message of this master's to that one.
+    pub fn header_to(&self, id: u64) -> RaftHeader {
+        self.shared.links.header(id)
+    }
+
     /// Gives a master that is to join an id, and begins to send it everything. It votes by itself
     /// once it has caught up. On the leader only.
     pub async fn admit(&self, name: &str, address: &str) -> Result<u64, ChangeError> {
@@ -273,6 +295,9 @@ impl Store {
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
         }
+        if !matches!(change, Change::Transfer(_)) {
+            self.check_quorum()?;
+        }
         match change {
             Change::Promote(id) => self.promote_here(*id).await,
             Change::Remove(id) => self.remove_here(*id).await,
@@ -324,6 +349,25 @@ impl Store {
             return Err(ChangeError::NotLeader);
         }
         self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
+    }
+
+    /// Without a majority that answers nothing is agreed on, and what is begun would hang there.
+    fn check_quorum(&self) -> Result<(), ChangeError> {
+        let voters: Vec<_> =
+            self.member_statuses().into_iter().filter(|status| status.member.voter).collect();
+        let answering = voters.iter().filter(|voter| voter.answers).count();
+        let needed = voters.len() / 2 + 1;
+        if answering >= needed {
+            return Ok(());
+        }
+        let silent: Vec<String> =
+            voters.iter().filter(|voter| !voter.answers).map(|v| named(&v.member)).collect();
+        Err(refused(format!(
+            "change the masters: only {answering} of {} that vote answer, and {needed} are needed; \
+             hint: bring {} back; if that cannot be, timonctl recover",
+            voters.len(),
+            silent.join(" or ")
+        )))
     }
 
     fn check_quorum_without(&self, member: &Member) -> Result<(), ChangeError> {
