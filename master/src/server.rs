@@ -87,7 +87,9 @@ impl Master {
         let shutdown = CancellationToken::new();
         let hub = Hub::new();
         let settings = settings(&config);
-        let masters = Masters::of(Peers::new(store.clone(), lines), advertised(&config, addr));
+        let peers = Peers::new(store.clone(), lines);
+        tokio::spawn(peers.clone().notice_removal(shutdown.clone()));
+        let masters = Masters::of(peers, advertised(&config, addr));
         let sessions = Sessions::start(
             store.clone(),
             hub.clone(),

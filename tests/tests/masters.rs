@@ -198,6 +198,16 @@ async fn masters_are_listed_moved_and_replaced_and_none_is_removed_that_is_neede
     masters.run(2, Some(0))?;
     masters.until_ready(3).await?;
     masters.ok(2, &["create", "configmap", "after", "--from-literal", "a=b"])?;
+
+    // One that is removed while it runs says so, and ends.
+    masters.ok(0, &["master", "remove", "m3"])?;
+    until("the removed one to end", DEADLINE, || async {
+        let log = std::fs::read_to_string(masters.path("m3.log"))?;
+        ensure!(log.contains("this master was removed from the cluster; hint: "), "{log}");
+        Ok(())
+    })
+    .await?;
+    masters.ok(0, &["create", "configmap", "without", "--from-literal", "a=b"])?;
     Ok(())
 }
 

@@ -1,10 +1,11 @@
-//! The lab: a master and some agents as background processes of this machine, with data, logs and
+//! The lab: masters and some agents as background processes of this machine, with data, logs and
 //! process records under one folder.
 //!
 //! Each step looks at what is there rather than at what an earlier command meant to do, so `up` and
 //! `down` can be repeated after any half-finished one.
 
 pub mod down;
+pub mod masters;
 pub mod process;
 pub mod show;
 pub mod up;
@@ -25,6 +26,9 @@ pub const MASTER: &str = "master";
 pub struct State {
     pub port: u16,
     pub agents: usize,
+    /// 0 of a lab of the first builds: one.
+    #[serde(default)]
+    pub masters: usize,
     /// As given to the first `up`, so that a later one starts the same programs the same way.
     #[serde(default)]
     pub max_pods: u32,

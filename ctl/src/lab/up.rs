@@ -7,6 +7,7 @@ use timonier_proto::{DEFAULT_MASTER_PORT, Kind};
 use tokio::time::Instant;
 
 use super::process::{self, Record};
+use super::masters;
 use super::{CONTEXT, Lab, MASTER, State, bridge_name, need_root, node_name};
 use crate::client::Client;
 use crate::client::calls::Filter;
@@ -29,6 +30,7 @@ const AGENTS_MAX: usize = 200;
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub agents: Option<usize>,
+    pub masters: Option<usize>,
     pub port: Option<u16>,
     pub max_pods: Option<u32>,
     pub master_arg: Vec<String>,
@@ -41,8 +43,8 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let (master, agent) =
         (process::program("timonier-master")?, process::program("timonier-agent")?);
     let running = process::find(&lab, MASTER);
-    let state = state(&lab, &wanted, agents);
-    check_port(&lab, state.port, running.is_some())?;
+    let state = state(&lab, &wanted, agents, masters::wanted(ctx, &lab, wanted.masters)?);
+    check_ports(&lab, &state)?;
     for folder in ["", "logs", "run"] {
         let path = lab.dir.join(folder);
         std::fs::create_dir_all(&path)
@@ -58,14 +60,13 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let record = match running {
         Some(record) => record,
         None => {
-            let mut args = vec!["--data-dir".into(), lab.data(MASTER).display().to_string()];
-            args.extend(["--listen".into(), address.clone()]);
-            args.extend(state.master_args.clone());
-            process::start(&lab, MASTER, &master, &args)?
+            process::start(&lab, MASTER, &master, &masters::args(&lab, &state, 0))?
         }
     };
     await_master(&lab, &client, &record).await?;
-    use_context(ctx, &address)?;
+    masters::start_others(&lab, &state, &client, &master, &spinner).await?;
+    let addresses = state.addresses();
+    use_context(ctx, &addresses)?;
 
     spinner.say(format!("starting {agents} agents"));
     let mut records = Vec::new();
@@ -74,7 +75,7 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
         let record = match process::find(&lab, &name) {
             Some(record) => record,
             None => {
-                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &address, &state))?
+                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &state))?
             }
         };
         records.push((name, record));
@@ -82,8 +83,10 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     await_nodes(&lab, &client, &records, &spinner).await?;
     drop(spinner);
     ctx.out.line(format!(
-        "lab is up: {agents} nodes Ready in {:.1} s, master {address}, data in {}",
+        "lab is up: {agents} nodes Ready in {:.1} s, {} {}, data in {}",
         started.elapsed().as_secs_f64(),
+        if addresses.len() > 1 { "masters" } else { "master" },
+        addresses.join(", "),
         lab.dir.display()
     ))?;
     ctx.out.line(format!("context {CONTEXT:?} is now the current one; try: timonctl get nodes"))
@@ -102,7 +105,7 @@ fn agents(ctx: &Ctx, lab: &Lab, wanted: &Wanted) -> Outcome<usize> {
 }
 
 /// What was asked for now, else what the lab was started with, else the defaults.
-fn state(lab: &Lab, wanted: &Wanted, agents: usize) -> State {
+fn state(lab: &Lab, wanted: &Wanted, agents: usize, masters: usize) -> State {
     let before = lab.state.clone().unwrap_or_default();
     let given = |now: &[String], before: Vec<String>| match now {
         [] => before,
@@ -113,32 +116,40 @@ fn state(lab: &Lab, wanted: &Wanted, agents: usize) -> State {
     State {
         port: u16::try_from(port).unwrap_or(DEFAULT_MASTER_PORT),
         agents,
+        masters,
         max_pods: wanted.max_pods.unwrap_or(or(before.max_pods, MAX_PODS_DEFAULT)),
         master_args: given(&wanted.master_arg, before.master_args),
         agent_args: given(&wanted.agent_arg, before.agent_args),
     }
 }
 
-/// A lab stays on its port while it runs; a port that somebody else has is told before anything starts.
-fn check_port(lab: &Lab, port: u16, running: bool) -> Outcome {
-    if running {
-        return match &lab.state {
-            Some(state) if state.port != port => {
-                Err(fail(format!("the lab runs on port {}, not {}", state.port, port))
-                    .hint("timonctl lab down first"))
-            }
-            _ => Ok(()),
-        };
+/// A lab stays on its ports while it runs; one that somebody else has is told before anything
+/// starts.
+fn check_ports(lab: &Lab, state: &State) -> Outcome {
+    let running = process::find(lab, MASTER).is_some();
+    if let Some(before) = lab.state.as_ref().filter(|before| before.port != state.port)
+        && running
+    {
+        return Err(fail(format!("the lab runs on port {}, not {}", before.port, state.port))
+            .hint("timonctl lab down first"));
     }
-    TcpListener::bind(("127.0.0.1", port)).map(|_| ()).map_err(|error| {
-        fail(format!("port {port} cannot be used: {}", crate::client::plain_io(&error)))
-            .hint("--port chooses another one; another lab may be up in another folder")
-    })
+    for (index, address) in state.addresses().iter().enumerate() {
+        if process::find(lab, &masters::name(index)).is_some() {
+            continue;
+        }
+        TcpListener::bind(address).map_err(|error| {
+            fail(format!("{address} cannot be used: {}", crate::client::plain_io(&error))).hint(
+                "--port chooses another one, the first of as many as there are masters; another \
+                 lab may be up in another folder",
+            )
+        })?;
+    }
+    Ok(())
 }
 
-fn agent_args(lab: &Lab, name: &str, address: &str, state: &State) -> Vec<String> {
+fn agent_args(lab: &Lab, name: &str, state: &State) -> Vec<String> {
     let mut args: Vec<String> =
-        ["--master", address, "--node-name", name].map(str::to_owned).to_vec();
+        ["--master", &state.addresses().join(","), "--node-name", name].map(str::to_owned).to_vec();
     args.extend(["--data-dir".into(), lab.data(name).display().to_string()]);
     args.extend(["--bridge".into(), bridge_name(name)]);
     args.extend(["--max-pods".into(), state.max_pods.to_string()]);
@@ -223,9 +234,9 @@ async fn await_nodes(
     }
 }
 
-fn use_context(ctx: &Ctx, address: &str) -> Outcome {
+fn use_context(ctx: &Ctx, addresses: &[String]) -> Outcome {
     let mut config = ctx.config.clone();
-    config.context_mut(CONTEXT).servers = vec![address.to_owned()];
+    config.context_mut(CONTEXT).servers = addresses.to_vec();
     config.current_context = Some(CONTEXT.to_owned());
     if config == ctx.config { Ok(()) } else { config.save(&ctx.config_path) }
 }

@@ -124,11 +124,11 @@ pub(super) fn of(metrics: &ServerMetrics) -> Vec<Member> {
         .collect()
 }
 
-fn refused(why: impl Into<String>) -> ChangeError {
+pub(super) fn refused(why: impl Into<String>) -> ChangeError {
     ChangeError::Refused(why.into())
 }
 
-fn named(member: &Member) -> String {
+pub(super) fn named(member: &Member) -> String {
     if member.name.is_empty() {
         format!("master {}", member.id)
     } else {
@@ -295,12 +295,16 @@ impl Store {
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
         }
+        let answering = match change {
+            Change::Transfer(_) => BTreeSet::new(),
+            _ => self.answering().await,
+        };
         if !matches!(change, Change::Transfer(_)) {
-            self.check_quorum()?;
+            self.check_quorum(&answering)?;
         }
         match change {
-            Change::Promote(id) => self.promote_here(*id).await,
-            Change::Remove(id) => self.remove_here(*id).await,
+            Change::Promote(id) => self.promote_here(*id, &answering).await,
+            Change::Remove(id) => self.remove_here(*id, &answering).await,
             Change::Transfer(to) => self.transfer_here(*to).await,
             Change::Move(id, node) => {
                 self.member(*id)?;
@@ -315,82 +319,49 @@ impl Store {
         found.ok_or_else(|| refused(format!("there is no master with the id {id}")))
     }
 
-    async fn promote_here(&self, id: NodeId) -> Result<(), ChangeError> {
+    async fn promote_here(
+        &self,
+        id: NodeId,
+        answering: &BTreeSet<NodeId>,
+    ) -> Result<(), ChangeError> {
         let member = self.member(id)?;
         if member.voter {
             return Ok(());
         }
         match behind(&self.shared.raft.metrics().borrow().clone(), id) {
-            Some(behind) if behind <= CAUGHT_UP_ENTRIES => {}
-            Some(behind) => {
+            Some(behind) if behind <= CAUGHT_UP_ENTRIES && answering.contains(&id) => {}
+            Some(behind) if answering.contains(&id) => {
                 let name = named(&member);
                 return Err(refused(format!(
                     "promote {name}: it is {behind} log entries behind; hint: it is promoted by \
                      itself once it has caught up"
                 )));
             }
-            None => {
+            _ => {
                 let name = named(&member);
-                return Err(refused(format!("promote {name}: it has not answered yet")));
+                let hint = "hint: see that it runs, and is reached at its address";
+                return Err(refused(format!("promote {name}: it does not answer; {hint}")));
             }
         }
         self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
     }
 
-    async fn remove_here(&self, id: NodeId) -> Result<(), ChangeError> {
+    async fn remove_here(
+        &self,
+        id: NodeId,
+        answering: &BTreeSet<NodeId>,
+    ) -> Result<(), ChangeError> {
         let member = self.member(id)?;
         if !member.voter {
             return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([id]))).await;
         }
-        self.check_quorum_without(&member)?;
+        self.check_quorum_without(&member, answering)?;
         if id == self.shared.id {
             self.transfer_here(None).await?;
             // The new leader takes this one out.
             return Err(ChangeError::NotLeader);
         }
         self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
-    }
-
-    /// Without a majority that answers nothing is agreed on, and what is begun would hang there.
-    fn check_quorum(&self) -> Result<(), ChangeError> {
-        let voters: Vec<_> =
-            self.member_statuses().into_iter().filter(|status| status.member.voter).collect();
-        let answering = voters.iter().filter(|voter| voter.answers).count();
-        let needed = voters.len() / 2 + 1;
-        if answering >= needed {
-            return Ok(());
-        }
-        let silent: Vec<String> =
-            voters.iter().filter(|voter| !voter.answers).map(|v| named(&v.member)).collect();
-        Err(refused(format!(
-            "change the masters: only {answering} of {} that vote answer, and {needed} are needed; \
-             hint: bring {} back; if that cannot be, timonctl recover",
-            voters.len(),
-            silent.join(" or ")
-        )))
-    }
-
-    fn check_quorum_without(&self, member: &Member) -> Result<(), ChangeError> {
-        let others = self.member_statuses();
-        let others: Vec<_> =
-            others.iter().filter(|o| o.member.voter && o.member.id != member.id).collect();
-        if others.is_empty() {
-            return Err(refused(format!("remove {}: it is the only master", named(member))));
-        }
-        let answering = others.iter().filter(|other| other.answers).count();
-        let needed = others.len() / 2 + 1;
-        if answering >= needed {
-            return Ok(());
-        }
-        let silent: Vec<String> =
-            others.iter().filter(|o| !o.answers).map(|o| named(&o.member)).collect();
-        Err(refused(format!(
-            "remove {}: of the {} masters that would be left, only {answering} would answer, and \
-             {needed} are needed; hint: bring {} back, or remove it first",
-            named(member),
-            others.len(),
-            silent.join(" or ")
-        )))
     }
 
     async fn change_members(

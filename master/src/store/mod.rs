@@ -20,6 +20,7 @@ mod machine;
 mod members;
 mod network;
 mod open;
+mod quorum;
 mod raft;
 #[doc(hidden)]
 pub mod reading;
@@ -371,8 +372,8 @@ impl Store {
         self.shared.leader.subscribe()
     }
 
-    /// Resolves when the store has failed for good (its disk is broken, not merely full): the
-    /// process should end with this text and be started again.
+    /// Resolves when the store has failed for good (its disk is broken, not merely full), or this
+    /// master was removed: the process should end with this text.
     pub async fn failed(&self) -> String {
         let mut failure = self.shared.failure.subscribe();
         let text = failure.wait_for(Option::is_some).await.map(|text| text.clone());
@@ -380,6 +381,11 @@ impl Store {
             Ok(text) => text.unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// This master cannot go on, for a reason that its store does not know.
+    pub fn fail(&self, why: &str) {
+        self.shared.failure.send_replace(Some(why.to_owned()));
     }
 
     fn add_task(&self, task: JoinHandle<()>) {
