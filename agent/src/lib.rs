@@ -11,6 +11,7 @@ pub mod pods;
 pub mod probes;
 pub mod runtime;
 pub mod session;
+pub mod shutdown;
 pub mod streams;
 pub mod telemetry;
 pub mod volumes;

@@ -131,7 +131,8 @@ pub fn check(mut source: impl Read) -> Result<Checked, BackupError> {
         }
     }
     let (header, state_from) = head.ok_or(BackupError::Truncated)?;
-    if !pending.starts_with(TRAILER_BEGIN) || pending.len() != TRAILER_BYTES || summed < state_from {
+    if !pending.starts_with(TRAILER_BEGIN) || pending.len() != TRAILER_BYTES || summed < state_from
+    {
         return Err(BackupError::Truncated);
     }
     if sum.trailer() != pending {

@@ -47,5 +47,7 @@ pub const REQUEST_ID_HEADER: &str = "timonier-request-id";
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Request metadata: the id of the master that passes a request on. It is not passed on again.
 pub const PASSED_ON_HEADER: &str = "timonier-passed-on-by";
+/// Why a node is not ready whose host goes down in order: its pods leave at once.
+pub const NODE_SHUTDOWN: &str = "NodeShutdown";
 /// Response metadata where there are several masters: the addresses of all, with commas between.
 pub const MASTERS_HEADER: &str = "timonier-masters";

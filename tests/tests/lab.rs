@@ -53,8 +53,7 @@ fn host_state() -> Result<Vec<String>> {
 fn three_free_ports() -> Result<u16> {
     for _ in 0..100 {
         let first = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let is_free =
-            |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
         if first < u16::MAX - 2 && is_free(first + 1) && is_free(first + 2) {
             return Ok(first);
         }

@@ -61,10 +61,12 @@ impl Masters {
             .append(true)
             .open(self.path(&format!("m{}.log", index + 1)))?;
         let mut command = Command::new(binary("timonier-master")?);
-        command
-            .arg("--data-dir")
-            .arg(self.data(index))
-            .args(["--listen", &self.address(index), "--name", &format!("m{}", index + 1)]);
+        command.arg("--data-dir").arg(self.data(index)).args([
+            "--listen",
+            &self.address(index),
+            "--name",
+            &format!("m{}", index + 1),
+        ]);
         if let Some(other) = join {
             command.args(["--join", &self.address(other)]);
             if let Ok(token) = std::fs::read_to_string(self.data(other).join("master-token")) {
@@ -183,7 +185,7 @@ async fn masters_are_listed_moved_and_replaced_and_none_is_removed_that_is_neede
 
     masters.kill(2)?;
     masters
-        .until_listed(0, "m3 to be missed", &["NotReady", "1 away, tolerates no failure more"])
+        .until_listed(0, "m3 to be missed", &["NotReady", "1 away, tolerates no further failure"])
         .await?;
     let why = until("the leader to miss it", DEADLINE, || async {
         let why = masters.refused(0, &["master", "remove", "m1"])?;

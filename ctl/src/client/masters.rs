@@ -36,6 +36,7 @@ impl Client {
     /// The bytes of a backup's file.
     pub async fn backup(&self) -> Outcome<tonic::Streaming<BackupChunk>> {
         let request = v1::BackupRequest {};
-        self.open(request, |mut control, request| async move { control.backup(request).await }).await
+        self.open(request, |mut control, request| async move { control.backup(request).await })
+            .await
     }
 }

@@ -60,7 +60,14 @@ pub(super) struct Policy {
 
 impl Policy {
     pub fn read(total: Duration) -> Self {
-        Self { id: None, total, away: AWAY_MAX, refused: total, silence: SILENCE_MAX, only_refused: false }
+        Self {
+            id: None,
+            total,
+            away: AWAY_MAX,
+            refused: total,
+            silence: SILENCE_MAX,
+            only_refused: false,
+        }
     }
 
     pub fn write(total: Duration) -> Self {

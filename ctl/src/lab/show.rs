@@ -27,8 +27,7 @@ pub async fn status(ctx: &Ctx, lab: &Lab) -> Outcome {
             fail(format!("no lab in {}", lab.dir.display())).hint("timonctl lab up --agents 3")
         );
     };
-    let client =
-        Client::new(state.addresses(), Some(Duration::from_secs(3)));
+    let client = Client::new(state.addresses(), Some(Duration::from_secs(3)));
     let objects = client.list(Kind::Node, &Filter::default()).await;
     let ready: HashMap<String, String> =
         objects.iter().flatten().map(|n| (n.name().to_owned(), node_status(n))).collect();

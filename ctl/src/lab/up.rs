@@ -6,8 +6,8 @@ use std::time::Duration;
 use timonier_proto::{DEFAULT_MASTER_PORT, Kind};
 use tokio::time::Instant;
 
-use super::process::{self, Record};
 use super::masters;
+use super::process::{self, Record};
 use super::{CONTEXT, Lab, MASTER, State, bridge_name, need_root, node_name};
 use crate::client::Client;
 use crate::client::calls::Filter;
@@ -59,9 +59,7 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     spinner.say("starting the master");
     let record = match running {
         Some(record) => record,
-        None => {
-            process::start(&lab, MASTER, &master, &masters::args(&lab, &state, 0))?
-        }
+        None => process::start(&lab, MASTER, &master, &masters::args(&lab, &state, 0))?,
     };
     await_master(&lab, &client, &record).await?;
     masters::start_others(&lab, &state, &client, &master, &spinner).await?;
@@ -74,9 +72,7 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
         let name = node_name(number);
         let record = match process::find(&lab, &name) {
             Some(record) => record,
-            None => {
-                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &state))?
-            }
+            None => process::start(&lab, &name, &agent, &agent_args(&lab, &name, &state))?,
         };
         records.push((name, record));
     }

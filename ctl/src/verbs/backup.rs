@@ -141,9 +141,7 @@ async fn save_to(ctx: &Ctx, part: &Path) -> Outcome<Checked> {
     let created = OpenOptions::new().create_new(true).write(true).mode(0o600).open(part);
     let mut out = created.map_err(|error| wrong("create", part, &error))?;
     let (mut bar, mut done) = (None, 0);
-    while let Some(chunk) =
-        stream.message().await.map_err(|status| ctx.client.explained(status))?
-    {
+    while let Some(chunk) = stream.message().await.map_err(|status| ctx.client.explained(status))? {
         out.write_all(&chunk.data).map_err(|error| wrong("write", part, &error))?;
         done += chunk.data.len() as u64;
         let total = chunk.expected_bytes.max(done);
@@ -160,9 +158,7 @@ async fn to_stdout(ctx: &Ctx) -> Outcome {
     }
     let mut stream = ctx.client.backup().await?;
     let mut ended = Vec::new();
-    while let Some(chunk) =
-        stream.message().await.map_err(|status| ctx.client.explained(status))?
-    {
+    while let Some(chunk) = stream.message().await.map_err(|status| ctx.client.explained(status))? {
         ctx.out.bytes(&chunk.data)?;
         ended = chunk.data.to_vec();
     }

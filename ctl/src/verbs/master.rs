@@ -20,7 +20,7 @@ Examples:
   timonctl master transfer-leader m2   before the leader's host goes down
   timonctl master remove m3            its place is free for another one";
 
-/// A few samples of what a person would type for a missing value.
+/// Stands for what a person has to fill in.
 const HOST: &str = "HOST:7443";
 
 #[derive(Debug, clap::Args)]
@@ -169,24 +169,26 @@ fn table(reply: &ListMastersReply, is_wide: bool) -> Table {
 /// How many may still fail, in one line.
 fn quorum(reply: &ListMastersReply) -> String {
     let ListMastersReply { voters, quorum, answering, .. } = *reply;
-    let failures = |count: u32| match count {
-        0 => "no failure".to_owned(),
-        1 => "1 failure".to_owned(),
-        count => format!("{count} failures"),
+    let failures = |further: &str, count: u32| match count {
+        0 => format!("no {further}failure"),
+        1 => format!("1 {further}failure"),
+        count => format!("{count} {further}failures"),
     };
     if answering < quorum {
+        let answer = if answering == 1 { "answers" } else { "answer" };
         return format!(
-            "quorum {quorum} of {voters} is lost, only {answering} answer: nothing is written\n\
+            "quorum {quorum} of {voters} is lost, only {answering} {answer}: nothing is written\n\
              hint: bring the others back; if that cannot be, timonctl recover"
         );
     }
-    let spare = failures(answering - quorum);
+    let spare = answering - quorum;
     let leader = if reply.leader == 0 { "; no leader is elected yet" } else { "" };
     if answering < voters {
         let away = voters - answering;
-        return format!("quorum {quorum} of {voters}, {away} away, tolerates {spare} more{leader}");
+        let spare = failures("further ", spare);
+        return format!("quorum {quorum} of {voters}, {away} away, tolerates {spare}{leader}");
     }
-    format!("quorum {quorum} of {voters}, tolerates {spare}{leader}")
+    format!("quorum {quorum} of {voters}, tolerates {}{leader}", failures("", spare))
 }
 
 fn tree(reply: &ListMastersReply) -> Value {
@@ -247,7 +249,8 @@ async fn add(ctx: &Ctx, name: Option<&str>, address: Option<&str>, data_dir: &st
     }
     ctx.out.line(command)?;
     if address == HOST {
-        ctx.out.note("hint: HOST is where the other masters reach the new one; --address fills it in");
+        ctx.out
+            .note("hint: HOST is where the other masters reach the new one; --address fills it in");
     }
     let voters = reply.voters + 1;
     if voters.is_multiple_of(2) {
@@ -310,7 +313,13 @@ mod tests {
     use super::*;
 
     fn reply(voters: u32, answering: u32) -> ListMastersReply {
-        ListMastersReply { voters, answering, quorum: voters / 2 + 1, leader: 1, ..Default::default() }
+        ListMastersReply {
+            voters,
+            answering,
+            quorum: voters / 2 + 1,
+            leader: 1,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -319,10 +328,10 @@ mod tests {
             (1, 1, "quorum 1 of 1, tolerates no failure"),
             (3, 3, "quorum 2 of 3, tolerates 1 failure"),
             (5, 5, "quorum 3 of 5, tolerates 2 failures"),
-            (3, 2, "quorum 2 of 3, 1 away, tolerates no failure more"),
+            (3, 2, "quorum 2 of 3, 1 away, tolerates no further failure"),
         ] {
             assert_eq!(quorum(&reply(voters, answering)), text);
         }
-        assert!(quorum(&reply(3, 1)).contains("is lost, only 1 answer"));
+        assert!(quorum(&reply(3, 1)).contains("is lost, only 1 answers"));
     }
 }

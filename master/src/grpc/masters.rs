@@ -59,7 +59,9 @@ impl Inner {
         match tokio::time::timeout(ASK_DEADLINE, client.peer_status(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             // Of a build before this question.
-            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(PeerStatusReply::default()),
+            Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                Ok(PeerStatusReply::default())
+            }
             Ok(Err(status)) => Err(told(&status)),
             Err(_) => Err(format!("no answer within {} ms", ASK_DEADLINE.as_millis())),
         }

@@ -32,11 +32,12 @@ use timonier_master_core::world::Settings;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{
     ApplyReply, ApplyRequest, BackupRequest, BeatsRequest, CanIReply, CanIRequest,
-    ChangeMastersReply, ChangeMastersRequest, ClusterInfoReply, ClusterInfoRequest, CommitReply, CommitRequest, CreateRequest, CreateTokenReply,
-    CreateTokenRequest, DeleteReply, DeleteRequest, EncryptionReply, EncryptionStatusRequest,
-    GetRequest, ListMastersReply, ListMastersRequest, ListReply, ListRequest, ListRulesReply, ListRulesRequest, MonitorRequest,
-    ObjectReply, PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest,
-    WatchRequest, WhoAmIReply, WhoAmIRequest,
+    ChangeMastersReply, ChangeMastersRequest, ClusterInfoReply, ClusterInfoRequest, CommitReply,
+    CommitRequest, CreateRequest, CreateTokenReply, CreateTokenRequest, DeleteReply, DeleteRequest,
+    EncryptionReply, EncryptionStatusRequest, GetRequest, ListMastersReply, ListMastersRequest,
+    ListReply, ListRequest, ListRulesReply, ListRulesRequest, MonitorRequest, ObjectReply,
+    PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest, WatchRequest,
+    WhoAmIReply, WhoAmIRequest,
 };
 use timonier_proto::{ApiError, MASTERS_HEADER, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, Semaphore};

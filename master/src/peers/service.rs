@@ -5,8 +5,8 @@ use timonier_proto::v1::raft_server::{Raft, RaftServer};
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
     HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, JoinMasterReply,
-    JoinMasterRequest, PeerStatusReply, PeerStatusRequest, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, VoteReply,
-    VoteRequest,
+    JoinMasterRequest, PeerStatusReply, PeerStatusRequest, ProposeReply, ProposeRequest,
+    ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
 };
 use tonic::{Request, Response, Status};
 

@@ -72,7 +72,8 @@ impl Store {
                 },
                 keyring: head,
             };
-            let out = Pieces { sender: sender.clone(), runtime: runtime.clone(), piece: Vec::new() };
+            let out =
+                Pieces { sender: sender.clone(), runtime: runtime.clone(), piece: Vec::new() };
             if let Err(error) = write(out, &header, keyring.as_ref(), &state) {
                 tracing::warn!(%error, "a backup was not finished");
                 let _ = runtime.block_on(sender.send_timeout(Err(error), PIECE_DEADLINE));
@@ -168,12 +169,11 @@ pub async fn restore(file: &Path, config: &StoreConfig) -> Result<Restored, Stor
     let (header, meta, snapshot) = read(file, &config.encryption)?;
     let dir = &config.dir;
     let was_there = is_there(dir)?;
-    let state = State { snapshot, last_applied: meta.last_log_id, membership: meta.last_membership };
+    let state =
+        State { snapshot, last_applied: meta.last_log_id, membership: meta.last_membership };
     let me = MasterNode { address: config.address.clone(), name: config.name.clone() };
-    let founding = Founding::of(state, FIRST_NODE_ID, me, 0).ok_or(StoreError::Unusable {
-        path: file.to_owned(),
-        why: "there is no state in it",
-    })?;
+    let founding = Founding::of(state, FIRST_NODE_ID, me, 0)
+        .ok_or(StoreError::Unusable { path: file.to_owned(), why: "there is no state in it" })?;
     let making = async {
         let folder = dir.clone();
         std::fs::create_dir_all(&folder).map_err(StoreError::io("create folder", &folder))?;

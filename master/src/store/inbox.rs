@@ -8,7 +8,8 @@ use timonier_proto::v1::propose_reply::Outcome;
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
     HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, NotLeader, PeerStatusReply,
-    PeerStatusRequest, ProposeReply, ProposeRequest, RaftHeader, ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
+    PeerStatusRequest, ProposeReply, ProposeRequest, RaftHeader, ReadIndexReply, ReadIndexRequest,
+    VoteReply, VoteRequest,
 };
 
 use super::log::Promise;

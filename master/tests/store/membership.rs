@@ -1,6 +1,7 @@
 //! Changes of the members that would harm are refused, each with what to do instead.
 
-use timonier_master::store::{ChangeError, Start, Store};
+use timonier_master::store::{ChangeError, Start, Store, WIRE_VERSION};
+use timonier_proto::v1::{PeerStatusRequest, RaftHeader};
 
 use crate::cluster::{Cluster, close, leader_of};
 use crate::{put, until};
@@ -80,4 +81,21 @@ async fn the_lead_is_not_given_to_one_that_is_away() {
     assert!(text.contains("does not catch up"), "{text}");
     put(&leader, "still", "1").await.unwrap();
     close(stores.into_iter().chain([leader])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_an_unknown_version_or_of_another_cluster_is_refused() {
+    let cluster = Cluster::new(20_000);
+    let a = cluster.open("a", Start::First).await;
+    let own = a.header_to(a.id());
+    let status = |header: RaftHeader| {
+        let asked = a.inbox().status(&PeerStatusRequest { header: Some(header) });
+        asked.map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(status(own.clone()), Ok(()));
+    let newer = RaftHeader { version: WIRE_VERSION + 1, ..own.clone() };
+    assert!(status(newer).unwrap_err().contains("hint: upgrade the masters one version at a time"));
+    let foreign = RaftHeader { cluster_id: "another".to_owned(), ..own };
+    assert!(status(foreign).unwrap_err().contains("of cluster another"));
+    close([a]).await;
 }

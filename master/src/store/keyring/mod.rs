@@ -231,12 +231,11 @@ impl Keyring {
         head: serde_json::Value,
         encryption: &Encryption,
     ) -> Result<Self, StoreError> {
-        let stored: file::Stored =
-            serde_json::from_value(head).map_err(|_| StoreError::Keys {
-                path: path.to_owned(),
-                why: "they are of a format that this build does not know".to_owned(),
-                hint: "take the build that made the copy".to_owned(),
-            })?;
+        let stored: file::Stored = serde_json::from_value(head).map_err(|_| StoreError::Keys {
+            path: path.to_owned(),
+            why: "they are of a format that this build does not know".to_owned(),
+            hint: "take the build that made the copy".to_owned(),
+        })?;
         let opened = stored.open(path, encryption)?;
         Ok(Self::in_memory(opened.active, opened.keys.into_iter().map(Arc::new)))
     }
