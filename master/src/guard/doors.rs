@@ -92,6 +92,8 @@ fn reads() -> Vec<Row> {
         row("Control/Watch", watch("Pod", "team"), "ves"),
         row("Control/Watch", watch("Secret", "kube-system"), "s"),
         row("Control/ClusterInfo", v1::ClusterInfoRequest {}, "vens"),
+        row("Control/ListMasters", v1::ListMastersRequest {}, "s"),
+        row("Control/Backup", v1::BackupRequest {}, "s"),
         row("Control/EncryptionStatus", v1::EncryptionStatusRequest {}, "s"),
         row("Control/Monitor", v1::MonitorRequest { with_pods: true, ..Default::default() }, "s"),
         row("Control/Monitor", v1::MonitorRequest::default(), "s"),
@@ -135,6 +137,7 @@ fn writes() -> Vec<Row> {
         ..Default::default()
     };
     vec![
+        row("Control/ChangeMasters", v1::ChangeMastersRequest::default(), "s"),
         row("Control/RotateEncryption", v1::RotateEncryptionRequest {}, "s"),
         row("Control/Create", create(map()), "es"),
         row("Control/Create", create(manifest("ConfigMap", "m", "default", json!({}))), "s"),
@@ -176,6 +179,7 @@ fn streams() -> Vec<Row> {
         row("Raft/ReadIndex", v1::ReadIndexRequest::default(), ""),
         row("Raft/Handover", v1::HandoverRequest::default(), ""),
         row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), ""),
+        row("Raft/PeerStatus", v1::PeerStatusRequest::default(), ""),
         row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "avens"),
         row("Relay/Follow", v1::RelayFrame::default(), ""),
     ]
