@@ -128,6 +128,11 @@ pub struct RunConfig {
     /// Memory to offer in place of the host's.
     #[arg(long, value_name = "MEMORY", value_parser = bytes)]
     pub memory: Option<u64>,
+    /// When the host goes down, has its pods replaced elsewhere and waits so many seconds at most
+    /// until they have ended; without it, they are left to Docker. A mere restart of the agent
+    /// leaves them running all the same.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub drain_on_shutdown: Option<u64>,
 }
 
 impl RunConfig {

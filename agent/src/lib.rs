@@ -12,6 +12,7 @@ pub mod pods;
 pub mod probes;
 pub mod runtime;
 pub mod session;
+pub mod shutdown;
 pub mod streams;
 pub mod telemetry;
 pub mod volumes;

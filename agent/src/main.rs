@@ -16,10 +16,10 @@ use timonier_agent::runtime::docker::Docker;
 use timonier_agent::session::{
     MASTERS_FILE, Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
 };
+use timonier_agent::shutdown::{Stop, Stops};
 use timonier_agent::telemetry::{HostFacts, capacity};
 use timonier_agent::{lease, net, pods};
 use timonier_identity::JoinToken;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// An agent waits most of the time: two threads are enough, and small.
@@ -89,8 +89,7 @@ fn watchdog(host: &HostConfig) -> Result<()> {
 }
 
 async fn run_agent(config: RunConfig) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut stops = Stops::listen().context("listen for signals")?;
     let _lock = lock(&config.host.data_dir)?;
     let facts = HostFacts::read();
     let address = config.address.or(facts.address);
@@ -135,10 +134,18 @@ async fn run_agent(config: RunConfig) -> Result<()> {
         node.clone(),
     );
     tracing::info!(node = config.host.node_name, masters = ?config.masters(), "the agent is up");
+    let drain = config.drain_on_shutdown.map(Duration::from_secs);
+    let stopped = async {
+        if stops.next().await == Stop::Host
+            && let Some(time_max) = drain
+        {
+            tracing::info!(seconds = time_max.as_secs(), "the host goes down: pods are moved away");
+            node.leave(time_max).await;
+        }
+    };
     tokio::select! {
         () = session.run() => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = stopped => {}
     }
     tracing::info!("stopping; pods go on running");
     if tokio::time::timeout(SHUTDOWN_DEADLINE, node.shutdown()).await.is_err() {

@@ -120,7 +120,10 @@ async fn run(cli: cli::Cli, out: Out, config: Option<PathBuf>) -> Outcome {
     let config = if own || keeps { config } else { login::stand_in().unwrap_or(config) };
     let context = global.context.as_deref();
     let server = global.server.as_deref();
-    let needs_context = !matches!(cli.command, cli::Command::Config(_) | cli::Command::Lab(_));
+    let needs_context = !matches!(
+        cli.command,
+        cli::Command::Config(_) | cli::Command::Lab(_) | cli::Command::Recover(_)
+    );
     let target = match config::target(&config, context, server, global.namespace.as_deref()) {
         Ok(target) => target,
         Err(failure) if needs_context => return Err(failure),

@@ -18,7 +18,14 @@ const LOG_DEFAULT: &str = "info,openraft=error";
 /// Timonier's master: the replicated object store, the control loops, and the door that agents and
 /// timonctl dial.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "timonier-master", version)]
+#[command(
+    name = "timonier-master",
+    version,
+    after_help = "While it does not run:\n  timonier-master restore FILE --data-dir FOLDER     \
+                  a new cluster out of a backup\n  timonier-master recover --from-this-master \
+                  --data-dir FOLDER\n                                                     \
+                  the only master, when most are lost"
+)]
 pub struct Config {
     /// Folder of the store; made when it does not exist.
     #[arg(long, value_name = "FOLDER")]

@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod guard;
 pub mod incoming;
 pub mod masters;
+pub mod offline;
 pub mod peers;
 pub mod pki;
 pub mod relay;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Parser;
+use timonier_master::offline::Offline;
 use timonier_master::{Config, Master};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -18,14 +19,33 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     timonier_identity::install_provider();
-    match run(Config::parse()) {
+    let offline = std::env::args_os().nth(1).is_some_and(|word| Offline::is_meant(&word));
+    let done = if offline { run_offline(Offline::parse()) } else { run(Config::parse()) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if offline => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             // The messages have their causes in them.
             tracing::error!("{error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// On a data folder that no master has open.
+fn run_offline(offline: Offline) -> Result<()> {
+    tracing_subscriber::fmt().with_env_filter("warn").with_writer(std::io::stderr).init();
+    runtime()?.block_on(offline.run())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow!("start the runtime: {error}"))
 }
 
 fn run(config: Config) -> Result<()> {
@@ -39,11 +59,7 @@ fn run(config: Config) -> Result<()> {
     if let Some(why) = bad_filter {
         bail!("read the log filter {:?}: {why}", config.log);
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| anyhow!("start the runtime: {error}"))?
-        .block_on(until_stopped(config))
+    runtime()?.block_on(until_stopped(config))
 }
 
 async fn until_stopped(config: Config) -> Result<()> {

@@ -111,7 +111,9 @@ impl Master {
         tokio::spawn(pki.clone().run(store.clone(), shutdown.clone()));
         let hub = Hub::new();
         let settings = settings(&config);
-        let masters = Masters::of(Peers::new(store.clone(), lines), address);
+        let peers = Peers::new(store.clone(), lines);
+        tokio::spawn(peers.clone().notice_removal(shutdown.clone()));
+        let masters = Masters::of(peers, address);
         let sessions = Sessions::start(
             store.clone(),
             hub.clone(),

@@ -13,6 +13,7 @@ pub mod v1 {
 /// The path of every method of every service, as compiled: `/timonier.v1.Control/Get`.
 pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
+pub mod backup;
 pub mod compiled;
 pub mod decode;
 pub mod kinds;
@@ -46,5 +47,7 @@ pub const REQUEST_ID_HEADER: &str = "timonier-request-id";
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Request metadata: the id of the master that passes a request on. It is not passed on again.
 pub const PASSED_ON_HEADER: &str = "timonier-passed-on-by";
+/// Why a node is not ready whose host goes down in order: its pods leave at once.
+pub const NODE_SHUTDOWN: &str = "NodeShutdown";
 /// Response metadata where there are several masters: the addresses of all, with commas between.
 pub const MASTERS_HEADER: &str = "timonier-masters";

@@ -153,3 +153,38 @@ async fn a_unique_pod_is_never_there_twice() -> Result<()> {
     }
     Ok(())
 }
+
+/// A host that goes down in order gives its pods away; when it is back its node is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_goes_down_gives_its_pods_away_and_takes_new_ones_when_it_is_back() -> Result<()>
+{
+    let agent_args = vec!["--drain-on-shutdown".into(), "30".into()];
+    let options = Options { agents: 2, agent_args, ..Options::default() };
+    let mut cluster = Cluster::start(options).await?;
+    cluster.apply(&web(4)).await?;
+    wait_healthy(&cluster, 4).await?;
+    let node = cluster.node_name(0);
+    // What a host without systemd says when it goes down.
+    let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(0))?).context("a pid")?;
+    kill_process(pid, Signal::POWER)?;
+    wait::until("the agent to end", MINUTE, || async {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+        // Nobody has waited for it yet: a zombie has ended.
+        ensure!(stat.map_or(true, |stat| stat.contains(") Z ")), "it runs");
+        Ok(())
+    })
+    .await?;
+    let engine = docker::connect()?;
+    let label = [format!("io.timonier.node={node}")];
+    let left = docker::running(&engine, &label).await?;
+    ensure!(left.is_empty(), "containers run on: {left:?}");
+    wait_healthy(&cluster, 4).await?;
+    let events = cluster.ctl(&["events"]).await?.ok()?;
+    ensure!(events.contains("which is shutting down"), "{events}");
+    cluster.kill_agent(0)?;
+    cluster.start_agent(0)?;
+    cluster.wait_nodes_ready().await?;
+    let nodes = cluster.ctl(&["get", "nodes"]).await?.ok()?;
+    ensure!(!nodes.contains("SchedulingDisabled"), "{nodes}");
+    Ok(())
+}

@@ -49,6 +49,50 @@ fn host_state() -> Result<Vec<String>> {
     Ok(lines)
 }
 
+/// The first of three ports in a row that are free.
+fn three_free_ports() -> Result<u16> {
+    for _ in 0..100 {
+        let first = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if first < u16::MAX - 2 && is_free(first + 1) && is_free(first + 2) {
+            return Ok(first);
+        }
+    }
+    anyhow::bail!("no three free ports in a row")
+}
+
+#[test]
+fn a_lab_of_three_masters_goes_on_without_one() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let lab = Lab { dir: dir.path() };
+    let port = three_free_ports()?.to_string();
+    ensure!(host_state()?.is_empty(), "a lab is up on this machine: {:?}", host_state()?);
+    lab.ok(&["lab", "up", "--masters", "3", "--agents", "3", "--port", &port])?;
+    let list = lab.ok(&["master", "list"])?;
+    assert!(list.contains("quorum 2 of 3, tolerates 1 failure"), "{list}");
+    let status = lab.ok(&["lab", "status"])?;
+    assert!(["master ", "master-2 ", "master-3 "].iter().all(|n| status.contains(n)), "{status}");
+    lab.ok(&["create", "deployment", "web", "--image", "timonier/web:v1", "--replicas", "3"])?;
+    lab.ok(&["rollout", "status", "deployment/web", "--timeout", "30s"])?;
+
+    // The first one, which every command would ask first, is killed.
+    let row = status.lines().find(|line| line.starts_with("master ")).context("its row")?;
+    let pid = row.split_whitespace().nth(1).context("its process")?.to_owned();
+    ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "kill {pid}");
+    lab.ok(&["scale", "deployment/web", "--replicas", "4"])?;
+    lab.ok(&["rollout", "status", "deployment/web", "--timeout", "30s"])?;
+    let (code, status) = lab.ctl(&["lab", "status"])?;
+    assert!(code == 1 && status.contains("Stopped"), "{status}");
+    let logs = lab.ok(&["lab", "logs", "master-2", "--tail", "1"])?;
+    assert!(!logs.is_empty());
+    lab.ok(&["lab", "up"]).context("up starts what was killed")?;
+    lab.ok(&["lab", "status"])?;
+    lab.ok(&["lab", "down"])?;
+    assert_eq!(host_state()?, Vec::<String>::new());
+    assert!(!dir.path().join("lab").exists(), "the lab's folder is left");
+    Ok(())
+}
+
 #[test]
 fn a_lab_comes_up_runs_a_pod_and_leaves_nothing() -> Result<()> {
     let dir = tempfile::tempdir()?;

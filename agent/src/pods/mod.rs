@@ -197,6 +197,11 @@ impl Pods {
         self.shared.read(|all| all.values().filter_map(|one| one.running.clone()).collect())
     }
 
+    /// How many there are, running or not.
+    pub fn count(&self) -> usize {
+        self.shared.read(|all| all.len())
+    }
+
     /// One pod, running or not.
     pub fn find(&self, uid: &str) -> Option<PodView> {
         self.shared.read(|all| all.get(uid).map(|one| one.view.clone()))

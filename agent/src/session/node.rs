@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use timonier_agent_core::net::DesiredNet;
+use timonier_proto::NODE_SHUTDOWN;
 use timonier_proto::v1::{AgentEvent, Assignments, Heartbeat, LatencyBeat, Welcome};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -24,6 +25,8 @@ use crate::pods::{
 use crate::runtime::Runtime;
 use crate::telemetry::{HostSampler, PodSampler};
 
+/// Once the pods of a host that goes down have ended, their masters hear of it within this time.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pause before the network or the pods are started again after a failure.
 const START_RETRY: Duration = Duration::from_secs(2);
 /// How often what others may have undone on the host is made good.
@@ -120,6 +123,8 @@ struct Inner {
     failure: Mutex<Option<NotReady>>,
     assigned: Mutex<Assigned>,
     samplers: Mutex<(HostSampler, PodSampler)>,
+    /// The host goes down.
+    leaving: watch::Sender<bool>,
 }
 
 /// Pods and network that have been started.
@@ -146,6 +151,7 @@ impl Node {
                 failure: Mutex::default(),
                 assigned: Mutex::default(),
                 samplers: Mutex::new(samplers),
+                leaving: watch::Sender::new(false),
             }),
         }
     }
@@ -344,6 +350,12 @@ impl Node {
     }
 
     fn not_ready(&self, running: Option<&Running>) -> Option<NotReady> {
+        if *self.inner.leaving.borrow() {
+            return Some(NotReady {
+                reason: NODE_SHUTDOWN.to_owned(),
+                message: "the host is shutting down".to_owned(),
+            });
+        }
         if let Some(failure) = lock(&self.inner.failure).clone() {
             return Some(failure);
         }
@@ -358,15 +370,42 @@ impl Node {
 
     /// Waits until the reason for not being ready may be another.
     pub async fn readiness_changed(&self) {
+        let mut leaving = self.inner.leaving.subscribe();
         let mut started = self.inner.running.subscribe();
         let running = started.borrow_and_update().clone();
-        match running {
-            None => drop(started.changed().await),
-            Some(running) => {
-                let mut reason = running.pods.not_ready();
-                reason.borrow_and_update();
-                drop(reason.changed().await);
+        let other = async {
+            match running {
+                None => drop(started.changed().await),
+                Some(running) => {
+                    let mut reason = running.pods.not_ready();
+                    reason.borrow_and_update();
+                    drop(reason.changed().await);
+                }
             }
+        };
+        tokio::select! {
+            () = other => {}
+            _ = leaving.changed() => {}
+        }
+    }
+
+    /// The host goes down: the masters are told, give this node nothing new and take its pods away,
+    /// which end with their grace while others start elsewhere. Returns once none runs, or after
+    /// `time_max`. An agent that starts again is ready as ever.
+    pub async fn leave(&self, time_max: Duration) {
+        self.inner.leaving.send_replace(true);
+        let Some(running) = self.running() else { return };
+        let mut changes = running.pods.changes();
+        let mut until = async |is_gone: fn(&Running) -> bool, time_max: Duration| {
+            let gone = async { while !is_gone(&running) && changes.changed().await.is_ok() {} };
+            tokio::time::timeout(time_max, gone).await.is_ok()
+        };
+        if until(|running| running.pods.running().is_empty(), time_max).await {
+            // The masters have heard of their end, too.
+            until(|running| running.pods.count() == 0, LAST_WORDS).await;
+        } else {
+            let left = running.pods.running().len();
+            tracing::warn!(pods = left, "the host goes down although pods still run");
         }
     }
 

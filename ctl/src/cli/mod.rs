@@ -148,6 +148,12 @@ verbs! {
     Auth => auth;
     /// Show the masters and the state of the cluster
     ClusterInfo => cluster_info;
+    /// List, add and remove masters, and hand the leadership over
+    Master => master;
+    /// Save the cluster's state to a file, check one, restore one
+    Backup => backup;
+    /// Make a master the only one when most are lost for good
+    Recover => recover;
     /// Show or rotate the keys that a master's files are encrypted with
     Encryption => encryption;
     /// Make, list and revoke tokens with which hosts join

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod calls;
+mod masters;
 mod retry;
 mod watch;
 

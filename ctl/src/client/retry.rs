@@ -52,13 +52,22 @@ pub(super) struct Policy {
     away: Duration,
     /// While masters answer that they cannot do it now.
     refused: Duration,
+    /// One that says nothing for so long is left, where there are others.
+    silence: Duration,
     /// It is not known to be harmless twice: only what a master refused is sent again.
     only_refused: bool,
 }
 
 impl Policy {
     pub fn read(total: Duration) -> Self {
-        Self { id: None, total, away: AWAY_MAX, refused: total, only_refused: false }
+        Self {
+            id: None,
+            total,
+            away: AWAY_MAX,
+            refused: total,
+            silence: SILENCE_MAX,
+            only_refused: false,
+        }
     }
 
     pub fn write(total: Duration) -> Self {
@@ -67,6 +76,11 @@ impl Policy {
 
     pub fn stream(total: Duration, refused: Duration) -> Self {
         Self { refused, only_refused: true, ..Self::read(total) }
+    }
+
+    /// For what takes its time, and must not be done twice.
+    pub fn once(total: Duration) -> Self {
+        Self { silence: total, only_refused: true, ..Self::read(total) }
     }
 
     /// For what has been under way and is to go on.
@@ -122,7 +136,7 @@ impl Client {
             };
             let others = self.knows_others();
             let left = deadline.saturating_duration_since(Instant::now());
-            let patience = if others { left.min(SILENCE_MAX) } else { left };
+            let patience = if others { left.min(policy.silence) } else { left };
             let mut request = Request::new(message.clone());
             if let Some(id) = &policy.id {
                 let id = MetadataValue::try_from(id).expect("a UUID is plain text");

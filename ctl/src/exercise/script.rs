@@ -179,6 +179,7 @@ impl Control for Scripted {
     type WatchStream = Streamed<v1::WatchEvent>;
     type MonitorStream = Streamed<v1::MonitorFrame>;
     type BeatsStream = Streamed<v1::LatencyBeats>;
+    type BackupStream = Streamed<v1::BackupChunk>;
     type OpenStream = Streamed<v1::StreamFrame>;
     type LoadImageStream = ReceiverStream<Result<v1::StreamFrame, Status>>;
 
@@ -298,6 +299,24 @@ impl Control for Scripted {
         _: Request<Streaming<v1::StreamFrame>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
         Err(Status::unimplemented("open"))
+    }
+    async fn list_masters(
+        &self,
+        _: Request<v1::ListMastersRequest>,
+    ) -> Result<Response<v1::ListMastersReply>, Status> {
+        Err(Status::unimplemented("list_masters"))
+    }
+    async fn change_masters(
+        &self,
+        _: Request<v1::ChangeMastersRequest>,
+    ) -> Result<Response<v1::ChangeMastersReply>, Status> {
+        Err(Status::unimplemented("change_masters"))
+    }
+    async fn backup(
+        &self,
+        _: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("backup"))
     }
     async fn can_i(&self, _: Request<v1::CanIRequest>) -> Result<Response<v1::CanIReply>, Status> {
         Err(Status::unimplemented("can_i"))

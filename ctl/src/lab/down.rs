@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt};
 use tokio::process::Command;
 
-use super::{CONTEXT, Lab, MASTER, bridge_name, need_root, process};
+use super::{CONTEXT, Lab, bridge_name, need_root, process};
 use crate::context::Ctx;
 use crate::error::{Failure, Outcome, fail};
 use crate::output::progress::Spinner;
@@ -39,8 +39,10 @@ pub async fn down(ctx: &Ctx, lab: Lab, keep_data: bool) -> Outcome {
             .await;
         failures.extend(results.into_iter().filter_map(Result::err));
     }
-    spinner.say("stopping the master");
-    failures.extend(process::stop(&lab, MASTER).await.err());
+    spinner.say("stopping the masters");
+    let masters = lab.masters();
+    let stops = masters.iter().map(|name| process::stop(&lab, name));
+    failures.extend(futures::future::join_all(stops).await.into_iter().filter_map(Result::err));
     drop(spinner);
     for failure in &failures {
         ctx.out.failure(failure);
@@ -52,7 +54,7 @@ pub async fn down(ctx: &Ctx, lab: Lab, keep_data: bool) -> Outcome {
     remove(&lab, &nodes, keep_data)?;
     forget_context(ctx)?;
     let kept = if keep_data {
-        format!("; the master's data is kept in {}", lab.dir.display())
+        format!("; the masters' data is kept in {}", lab.dir.display())
     } else {
         String::new()
     };
@@ -104,7 +106,8 @@ fn remove(lab: &Lab, nodes: &[String], keep_data: bool) -> Outcome {
     if keep_data {
         return Ok(());
     }
-    for folder in [lab.data(MASTER), lab.dir.join("logs"), lab.dir.join("run")] {
+    let masters = lab.masters().into_iter().map(|name| lab.data(&name));
+    for folder in masters.chain([lab.dir.join("logs"), lab.dir.join("run")]) {
         gone(std::fs::remove_dir_all(&folder), &folder)?;
     }
     let state = lab.dir.join("lab.json");

@@ -1,11 +1,12 @@
-//! The lab: a master and some agents as background processes of this machine, with data, logs and
+//! The lab: masters and some agents as background processes of this machine, with data, logs and
 //! process records under one folder.
 //!
 //! Each step looks at what is there rather than at what an earlier command meant to do, so `up` and
 //! `down` can be repeated after any half-finished one.
 
 pub mod down;
-mod process;
+pub mod masters;
+pub mod process;
 pub mod show;
 pub mod up;
 
@@ -28,6 +29,9 @@ pub const MASTER: &str = "master";
 pub struct State {
     pub port: u16,
     pub agents: usize,
+    /// 0 of a lab of the first builds: one.
+    #[serde(default)]
+    pub masters: usize,
     /// As given to the first `up`, so that a later one starts the same programs the same way.
     #[serde(default)]
     pub max_pods: u32,
@@ -82,13 +86,12 @@ impl Lab {
     }
 
     /// A client of the lab's administrator.
-    pub fn client(&self, address: &str, timeout: Option<Duration>) -> Client {
-        let servers = vec![address.to_owned()];
+    pub fn client(&self, servers: &[String], timeout: Option<Duration>) -> Client {
         let login = self.administrator().and_then(|config| {
             let context = config.chosen(None)?;
-            login(&config, context, &servers)
+            login(&config, context, servers)
         });
-        Client::new(servers, login, timeout)
+        Client::new(servers.to_vec(), login, timeout)
     }
 
     pub fn log(&self, name: &str) -> PathBuf {

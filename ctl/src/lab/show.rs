@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use timonier_proto::Kind;
 
-use super::{Lab, MASTER, process};
+use super::{Lab, process};
 use crate::client::calls::Filter;
 use crate::context::Ctx;
 use crate::error::{Outcome, fail};
@@ -26,20 +26,22 @@ pub async fn status(ctx: &Ctx, lab: &Lab) -> Outcome {
             fail(format!("no lab in {}", lab.dir.display())).hint("timonctl lab up --agents 3")
         );
     };
-    let address = format!("127.0.0.1:{}", state.port);
-    let client = lab.client(&address, Some(Duration::from_secs(3)));
+    let client = lab.client(&state.addresses(), Some(Duration::from_secs(3)));
     let objects = client.list(Kind::Node, &Filter::default()).await;
     let ready: HashMap<String, String> =
         objects.iter().flatten().map(|n| (n.name().to_owned(), node_status(n))).collect();
+    let masters = lab.masters();
+    let listed = client.masters().await.map(|reply| reply.masters).unwrap_or_default();
+    let answering: Vec<String> =
+        listed.into_iter().filter(|master| master.answers).map(|master| master.name).collect();
     let headers = ["NAME", "PROCESS", "STATUS", "LOG"];
     let mut table = Table::new(headers.map(str::to_owned).to_vec());
     let mut all_well = true;
-    for name in std::iter::once(MASTER.to_owned()).chain(nodes) {
+    for name in lab.masters().into_iter().chain(nodes) {
         let process = process::find(lab, &name);
-        let told = if name == MASTER {
-            objects.is_ok().then(|| "Ready".to_owned())
-        } else {
-            ready.get(&name).cloned()
+        let told = match masters.contains(&name) {
+            true => answering.contains(&name).then(|| "Ready".to_owned()),
+            false => ready.get(&name).cloned(),
         };
         let status = match (&process, told) {
             (None, _) => "Stopped".to_owned(),
@@ -69,7 +71,7 @@ pub async fn logs(
     follow: bool,
     tail_lines: i64,
 ) -> Outcome {
-    let all: Vec<String> = std::iter::once(MASTER.to_owned()).chain(lab.nodes()).collect();
+    let all: Vec<String> = lab.masters().into_iter().chain(lab.nodes()).collect();
     if let Some(unknown) = names.iter().find(|name| !all.contains(name)) {
         return Err(fail(format!("the lab has no part {unknown:?}"))
             .hint(format!("it has: {}", all.join(", "))));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use timonier_proto::{DEFAULT_MASTER_PORT, Kind};
 use tokio::time::Instant;
 
+use super::masters;
 use super::process::{self, Record};
 use super::{CONTEXT, Lab, MASTER, State, bridge_name, need_root, node_name};
 use crate::client::Client;
@@ -32,6 +33,7 @@ const AGENTS_MAX: usize = 200;
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub agents: Option<usize>,
+    pub masters: Option<usize>,
     pub port: Option<u16>,
     pub max_pods: Option<u32>,
     pub master_arg: Vec<String>,
@@ -44,8 +46,8 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let (master, agent) =
         (process::program("timonier-master")?, process::program("timonier-agent")?);
     let running = process::find(&lab, MASTER);
-    let state = state(&lab, &wanted, agents);
-    check_port(&lab, state.port, running.is_some())?;
+    let state = state(&lab, &wanted, agents, masters::wanted(ctx, &lab, wanted.masters)?);
+    check_ports(&lab, &state)?;
     for folder in ["", "logs", "run"] {
         let path = lab.dir.join(folder);
         std::fs::create_dir_all(&path)
@@ -58,15 +60,11 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     spinner.say("starting the master");
     let record = match running {
         Some(record) => record,
-        None => {
-            let mut args = vec!["--data-dir".into(), lab.data(MASTER).display().to_string()];
-            args.extend(["--listen".into(), address.clone()]);
-            args.extend(state.master_args.clone());
-            process::start(&lab, MASTER, &master, &args)?
-        }
+        None => process::start(&lab, MASTER, &master, &masters::args(&lab, &state, 0))?,
     };
-    let client = await_master(&lab, &address, &record).await?;
-    use_context(ctx, &lab, &address)?;
+    let client = await_master(&lab, &state.addresses(), &record).await?;
+    masters::start_others(&lab, &state, &client, &master, &spinner).await?;
+    use_context(ctx, &lab, &state.addresses())?;
 
     spinner.say(format!("starting {agents} agents"));
     let mut records = Vec::new();
@@ -74,17 +72,17 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
         let name = node_name(number);
         let record = match process::find(&lab, &name) {
             Some(record) => record,
-            None => {
-                process::start(&lab, &name, &agent, &agent_args(&lab, &name, &address, &state))?
-            }
+            None => process::start(&lab, &name, &agent, &agent_args(&lab, &name, &state))?,
         };
         records.push((name, record));
     }
     await_nodes(&lab, &client, &records, &spinner).await?;
     drop(spinner);
     ctx.out.line(format!(
-        "lab is up: {agents} nodes Ready in {:.1} s, master {address}, data in {}",
+        "lab is up: {agents} nodes Ready in {:.1} s, {} {}, data in {}",
         started.elapsed().as_secs_f64(),
+        if addresses.len() > 1 { "masters" } else { "master" },
+        addresses.join(", "),
         lab.dir.display()
     ))?;
     ctx.out.line(format!("context {CONTEXT:?} is now the current one; try: timonctl get nodes"))
@@ -103,7 +101,7 @@ fn agents(ctx: &Ctx, lab: &Lab, wanted: &Wanted) -> Outcome<usize> {
 }
 
 /// What was asked for now, else what the lab was started with, else the defaults.
-fn state(lab: &Lab, wanted: &Wanted, agents: usize) -> State {
+fn state(lab: &Lab, wanted: &Wanted, agents: usize, masters: usize) -> State {
     let before = lab.state.clone().unwrap_or_default();
     let given = |now: &[String], before: Vec<String>| match now {
         [] => before,
@@ -114,32 +112,40 @@ fn state(lab: &Lab, wanted: &Wanted, agents: usize) -> State {
     State {
         port: u16::try_from(port).unwrap_or(DEFAULT_MASTER_PORT),
         agents,
+        masters,
         max_pods: wanted.max_pods.unwrap_or(or(before.max_pods, MAX_PODS_DEFAULT)),
         master_args: given(&wanted.master_arg, before.master_args),
         agent_args: given(&wanted.agent_arg, before.agent_args),
     }
 }
 
-/// A lab stays on its port while it runs; a port that somebody else has is told before anything starts.
-fn check_port(lab: &Lab, port: u16, running: bool) -> Outcome {
-    if running {
-        return match &lab.state {
-            Some(state) if state.port != port => {
-                Err(fail(format!("the lab runs on port {}, not {}", state.port, port))
-                    .hint("timonctl lab down first"))
-            }
-            _ => Ok(()),
-        };
+/// A lab stays on its ports while it runs; one that somebody else has is told before anything
+/// starts.
+fn check_ports(lab: &Lab, state: &State) -> Outcome {
+    let running = process::find(lab, MASTER).is_some();
+    if let Some(before) = lab.state.as_ref().filter(|before| before.port != state.port)
+        && running
+    {
+        return Err(fail(format!("the lab runs on port {}, not {}", before.port, state.port))
+            .hint("timonctl lab down first"));
     }
-    TcpListener::bind(("127.0.0.1", port)).map(|_| ()).map_err(|error| {
-        fail(format!("port {port} cannot be used: {}", crate::client::plain_io(&error)))
-            .hint("--port chooses another one; another lab may be up in another folder")
-    })
+    for (index, address) in state.addresses().iter().enumerate() {
+        if process::find(lab, &masters::name(index)).is_some() {
+            continue;
+        }
+        TcpListener::bind(address).map_err(|error| {
+            fail(format!("{address} cannot be used: {}", crate::client::plain_io(&error))).hint(
+                "--port chooses another one, the first of as many as there are masters; another \
+                 lab may be up in another folder",
+            )
+        })?;
+    }
+    Ok(())
 }
 
-fn agent_args(lab: &Lab, name: &str, address: &str, state: &State) -> Vec<String> {
+fn agent_args(lab: &Lab, name: &str, state: &State) -> Vec<String> {
     let mut args: Vec<String> =
-        ["--master", address, "--node-name", name].map(str::to_owned).to_vec();
+        ["--master", &state.addresses().join(","), "--node-name", name].map(str::to_owned).to_vec();
     args.extend(["--data-dir".into(), lab.data(name).display().to_string()]);
     args.extend(["--bridge".into(), bridge_name(name)]);
     let token = lab.data(MASTER).join(NODE_TOKEN_FILE);
@@ -150,11 +156,11 @@ fn agent_args(lab: &Lab, name: &str, address: &str, state: &State) -> Vec<String
 }
 
 /// A client of the lab's administrator, once the master answers it.
-async fn await_master(lab: &Lab, address: &str, record: &Record) -> Outcome<Client> {
+async fn await_master(lab: &Lab, addresses: &[String], record: &Record) -> Outcome<Client> {
     let deadline = Instant::now() + MASTER_DEADLINE;
     loop {
         // The administrator's file is there before the master answers.
-        let client = lab.client(address, None);
+        let client = lab.client(addresses, None);
         let Err(failure) = client.cluster_info().await else { return Ok(client) };
         if !record.alive() {
             return Err(fail(format!(
@@ -229,7 +235,7 @@ async fn await_nodes(
     }
 }
 
-fn use_context(ctx: &Ctx, lab: &Lab, address: &str) -> Outcome {
+fn use_context(ctx: &Ctx, lab: &Lab, addresses: &[String]) -> Outcome {
     let mut config = ctx.config.clone();
     let admin = lab.administrator()?;
     if let (Some(cluster), Some(user)) = (admin.clusters.first(), admin.users.first()) {
@@ -237,7 +243,7 @@ fn use_context(ctx: &Ctx, lab: &Lab, address: &str) -> Outcome {
         *config.user_mut(CONTEXT) = User { name: CONTEXT.to_owned(), ..user.clone() };
     }
     let context = config.context_mut(CONTEXT);
-    context.servers = vec![address.to_owned()];
+    context.servers = addresses.to_vec();
     context.cluster = Some(CONTEXT.to_owned());
     context.user = Some(CONTEXT.to_owned());
     config.current_context = Some(CONTEXT.to_owned());

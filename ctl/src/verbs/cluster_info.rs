@@ -29,7 +29,10 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     let masters: Vec<_> = info
         .masters
         .iter()
-        .map(|m| json!({"id": m.id, "address": m.address, "leader": m.leader}))
+        .map(|m| {
+            json!({"id": m.id, "name": m.name, "address": m.address, "leader": m.leader,
+                "voter": m.voter})
+        })
         .collect();
     let value = json!({
         "clusterId": info.cluster_id, "version": info.version, "masters": masters,
@@ -47,8 +50,13 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     }
     let mut text = String::new();
     for master in &info.masters {
-        let role = if master.leader { " (leader)" } else { "" };
-        text.push_str(&format!("Master {}:\t{}{role}\n", master.id, master.address));
+        let role = match (master.leader, master.voter) {
+            (true, _) => " (leader)",
+            (false, true) => "",
+            (false, false) => " (catching up)",
+        };
+        let name = if master.name.is_empty() { master.id.to_string() } else { master.name.clone() };
+        text.push_str(&format!("Master {name}:\t{}{role}\n", master.address));
     }
     let uptime = Duration::from_millis(info.uptime_ms).as_secs();
     for (name, value) in [

@@ -31,11 +31,12 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Start a master and agents, wait until all nodes are Ready, and use them from now on
+    /// Start masters and agents, wait until all nodes are Ready, and use them from now on
     #[command(after_help = "\
 Examples:
   timonctl lab up                  three nodes
   timonctl lab up --agents 5       started again with more nodes, it adds them
+  timonctl lab up --masters 3      three masters: one may be killed, and all goes on
 
 Flags that are left out are as they were at the last up.
 Needs root: agents make network interfaces and containers.")]
@@ -43,13 +44,16 @@ Needs root: agents make network interfaces and containers.")]
         /// Nodes; default: as many as the lab has, else 3
         #[arg(long, value_name = "N")]
         agents: Option<usize>,
-        /// Port of the master (7443)
+        /// Masters; default: as many as the lab has, else 1
+        #[arg(long, value_name = "N")]
+        masters: Option<usize>,
+        /// Port of the first master (7443); others have the next ones
         #[arg(long, value_name = "PORT")]
         port: Option<u16>,
         /// Pods that each node takes (250)
         #[arg(long, value_name = "N")]
         max_pods: Option<u32>,
-        /// A further flag for the master, as --master-arg=--log-fsync-delay=20
+        /// A further flag for each master, as --master-arg=--log-fsync-delay=20
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
         master_arg: Vec<String>,
         /// A further flag for each agent
@@ -58,9 +62,9 @@ Needs root: agents make network interfaces and containers.")]
     },
     /// Show which parts of the lab run
     Status,
-    /// Print what the master and the agents say
+    /// Print what the masters and the agents say
     Logs {
-        /// master or lab-1, lab-2, …; default: all
+        /// master, master-2, lab-1, lab-2, …; default: all
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// Go on printing
@@ -72,7 +76,7 @@ Needs root: agents make network interfaces and containers.")]
     },
     /// Stop the lab and remove its containers, network and data
     Down {
-        /// Keep the master's data, so that the next up goes on with the same objects
+        /// Keep the masters' data, so that the next up goes on with the same objects
         #[arg(long)]
         keep_data: bool,
     },
@@ -81,8 +85,8 @@ Needs root: agents make network interfaces and containers.")]
 pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     let lab = Lab::open(args.dir)?;
     match args.action {
-        Action::Up { agents, port, max_pods, master_arg, agent_arg } => {
-            let wanted = lab::up::Wanted { agents, port, max_pods, master_arg, agent_arg };
+        Action::Up { agents, masters, port, max_pods, master_arg, agent_arg } => {
+            let wanted = lab::up::Wanted { agents, masters, port, max_pods, master_arg, agent_arg };
             lab::up::up(ctx, lab, wanted).await
         }
         Action::Status => lab::show::status(ctx, &lab).await,

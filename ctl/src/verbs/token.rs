@@ -2,6 +2,8 @@
 //!
 //! A token is made here; the masters get a hash of it, as a Secret.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -68,8 +70,14 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     }
 }
 
-async fn create(ctx: &Ctx, role: &str, ttl: std::time::Duration) -> Outcome {
+async fn create(ctx: &Ctx, role: &str, ttl: Duration) -> Outcome {
     let role: JoinRole = role.parse().map_err(|error| fail(format!("{error}")))?;
+    let token = make(ctx, role, ttl).await?;
+    ctx.out.line(token.to_string())
+}
+
+/// A token that lets hosts join for that long, or until it is revoked when that is no time.
+pub async fn make(ctx: &Ctx, role: JoinRole, ttl: Duration) -> Outcome<JoinToken> {
     let hash = ctx.client.identity()?.ca_hash().map_err(|error| fail(error.to_string()))?;
     let token = JoinToken::new(role, hash).map_err(|error| fail(error.to_string()))?;
     let mut data = json!({"role": role.as_str(), "secret-hash": token.secret_hash()});
@@ -84,7 +92,7 @@ async fn create(ctx: &Ctx, role: &str, ttl: std::time::Duration) -> Outcome {
         "metadata": {"name": format!("{NAME_PREFIX}{}", token.id), "namespace": NAMESPACE},
     });
     ctx.client.create(&secret, NAMESPACE, false).await?;
-    ctx.out.line(token.to_string())
+    Ok(token)
 }
 
 async fn list(ctx: &Ctx) -> Outcome {

@@ -27,3 +27,5 @@ pub(super) const COMMIT_OPERATIONS_MAX: usize = 1000;
 pub(super) const CONFLICT_RETRIES_MAX: usize = 16;
 /// Names tried for an object with generateName.
 pub(super) const GENERATED_NAMES_MAX: usize = 8;
+/// Backups that one master makes at the same time: each reads the whole state.
+pub(super) const BACKUPS_MAX: usize = 2;

@@ -6,12 +6,14 @@
 //! four methods hand over to.
 
 mod allocate;
+mod backup;
 mod commit;
 mod delete;
 mod encryption;
 mod guard;
 mod info;
 mod limits;
+mod masters;
 mod propose;
 mod read;
 mod repeat;
@@ -29,12 +31,13 @@ use std::time::Instant;
 use timonier_master_core::world::Settings;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{
-    ApplyReply, ApplyRequest, BeatsRequest, CanIReply, CanIRequest, ClusterInfoReply,
-    ClusterInfoRequest, CommitReply, CommitRequest, CreateRequest, CreateTokenReply,
-    CreateTokenRequest, DeleteReply, DeleteRequest, EncryptionReply, EncryptionStatusRequest,
-    GetRequest, ListReply, ListRequest, ListRulesReply, ListRulesRequest, MonitorRequest,
-    ObjectReply, PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest,
-    WatchRequest, WhoAmIReply, WhoAmIRequest,
+    ApplyReply, ApplyRequest, BackupRequest, BeatsRequest, CanIReply, CanIRequest,
+    ChangeMastersReply, ChangeMastersRequest, ClusterInfoReply, ClusterInfoRequest, CommitReply,
+    CommitRequest, CreateRequest, CreateTokenReply, CreateTokenRequest, DeleteReply, DeleteRequest,
+    EncryptionReply, EncryptionStatusRequest, GetRequest, ListMastersReply, ListMastersRequest,
+    ListReply, ListRequest, ListRulesReply, ListRulesRequest, MonitorRequest, ObjectReply,
+    PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest, WatchRequest,
+    WhoAmIReply, WhoAmIRequest,
 };
 use timonier_proto::{ApiError, MASTERS_HEADER, MESSAGE_BYTES_MAX};
 use tokio::sync::{Mutex, Semaphore};
@@ -76,6 +79,7 @@ struct Inner {
     /// Held while a pod is evicted, so that evictions of one budget do not race.
     evicting: Mutex<()>,
     watches: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -110,6 +114,7 @@ impl Door {
                 allocating: Mutex::const_new(()),
                 evicting: Mutex::const_new(()),
                 watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
+                backups: Arc::new(Semaphore::new(limits::BACKUPS_MAX)),
                 shutdown,
             }),
         }
@@ -190,6 +195,23 @@ impl Control for Door {
 
     async fn cluster_info(&self, _: Request<ClusterInfoRequest>) -> Answer<ClusterInfoReply> {
         self.inner.answer(Ok(self.inner.cluster_info()))
+    }
+
+    async fn list_masters(&self, _: Request<ListMastersRequest>) -> Answer<ListMastersReply> {
+        self.inner.answer(Ok(self.inner.list_masters().await))
+    }
+
+    async fn change_masters(
+        &self,
+        request: Request<ChangeMastersRequest>,
+    ) -> Answer<ChangeMastersReply> {
+        self.inner.answer(self.inner.change_masters(request.into_inner()).await)
+    }
+
+    type BackupStream = backup::Chunks;
+
+    async fn backup(&self, _: Request<BackupRequest>) -> Answer<Self::BackupStream> {
+        self.inner.answer(self.inner.backup().await)
     }
 
     async fn encryption_status(

@@ -59,6 +59,19 @@ pub const METHODS: &[(&str, Need)] = &[
         "/timonier.v1.Control/RotateEncryption",
         Need::Fixed(|| Attributes::virtually("update", OWN_GROUP, "encryption")),
     ),
+    (
+        "/timonier.v1.Control/ListMasters",
+        Need::Fixed(|| Attributes::virtually("list", OWN_GROUP, "masters")),
+    ),
+    (
+        "/timonier.v1.Control/ChangeMasters",
+        Need::Fixed(|| Attributes::virtually("update", OWN_GROUP, "masters")),
+    ),
+    // It holds every secret, so it is written down.
+    (
+        "/timonier.v1.Control/Backup",
+        Need::Fixed(|| Attributes::virtually("create", OWN_GROUP, "backups")),
+    ),
     ("/timonier.v1.Control/Monitor", Need::Objects),
     ("/timonier.v1.Control/Beats", Need::Objects),
     ("/timonier.v1.Control/Open", Need::Objects),
@@ -103,6 +116,7 @@ pub const METHODS: &[(&str, Need)] = &[
     ("/timonier.v1.Raft/ReadIndex", Need::Masters),
     ("/timonier.v1.Raft/Handover", Need::Masters),
     ("/timonier.v1.Raft/ChangeMember", Need::Masters),
+    ("/timonier.v1.Raft/PeerStatus", Need::Masters),
     // It has been to Join with its token.
     ("/timonier.v1.Raft/JoinMaster", Need::Masters),
     ("/timonier.v1.Relay/Follow", Need::Masters),

@@ -4,6 +4,7 @@
 //! member is the store's to say.
 
 mod join;
+mod removed;
 mod service;
 mod transport;
 

@@ -6,14 +6,14 @@ use timonier_proto::v1::raft_server::{Raft, RaftServer};
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
     HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, JoinMasterReply,
-    JoinMasterRequest, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, VoteReply,
-    VoteRequest,
+    JoinMasterRequest, PeerStatusReply, PeerStatusRequest, ProposeReply, ProposeRequest,
+    ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
 };
 use tonic::{Request, Response, Status};
 
 use super::reply;
 use crate::pki;
-use crate::store::{ChangeError, Inbox, InboxError, Store, WIRE_VERSION};
+use crate::store::{ChangeError, Inbox, InboxError, Store, WIRE_VERSION, WIRE_VERSIONS};
 
 /// The service. Clones are the same.
 #[derive(Debug, Clone)]
@@ -81,9 +81,13 @@ impl Raft for RaftService {
         answer(self.inbox.change(request.into_inner()).await)
     }
 
+    async fn peer_status(&self, request: Request<PeerStatusRequest>) -> Answer<PeerStatusReply> {
+        answer(self.inbox.status(&request.into_inner()))
+    }
+
     async fn join_master(&self, request: Request<JoinMasterRequest>) -> Answer<JoinMasterReply> {
         let JoinMasterRequest { version, name, address, token } = request.into_inner();
-        if version != WIRE_VERSION {
+        if !WIRE_VERSIONS.contains(&version) {
             return Err(Status::failed_precondition(format!(
                 "a master of version {version} wants to join, but this one speaks version \
                  {WIRE_VERSION}; hint: take the same build for both"

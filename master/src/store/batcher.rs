@@ -4,6 +4,7 @@
 //! Openraft writes one entry after the other, so more of them would only be smaller.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, Fatal, RaftError};
@@ -23,6 +24,8 @@ const BATCH_TXNS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 1 << 20;
 /// An entry takes at most this part of a segment, so that what is under way fits the next one.
 const SEGMENT_PARTS: u64 = 8;
+/// At the end, what was proposed is waited for so long.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A transaction that waits, with its JSON: encoding is done by each caller, at the same time.
 pub struct Request {
@@ -72,7 +75,8 @@ impl Gathered {
 }
 
 impl Batcher {
-    /// Runs until `closing`; then refuses what is queued, and waits for what was proposed.
+    /// Runs until `closing`; then refuses what is queued, and waits a while for what
+    /// was proposed.
     pub async fn run(mut self) {
         // The one that did not fit the last entry.
         let mut left = None;
@@ -127,7 +131,14 @@ impl Batcher {
             waiting: Some(waiting.clone()),
         };
         // The state machine answers the callers; what is left are the entries that never get there.
-        match self.raft.client_write(batch).await {
+        let proposed = tokio::select! {
+            proposed = self.raft.client_write(batch) => proposed,
+            // Without a majority it never comes to an end.
+            () = self.closed_for(CLOSING_PATIENCE) => {
+                return waiting.refuse(&CommitError::ShuttingDown);
+            }
+        };
+        match proposed {
             Ok(_) => {}
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 waiting.refuse(&CommitError::NotLeader { leader: forward.leader_id });
@@ -137,6 +148,11 @@ impl Batcher {
             }
             Err(RaftError::Fatal(fatal)) => waiting.refuse(&stopped(&fatal, &self.failure)),
         }
+    }
+
+    async fn closed_for(&self, time: Duration) {
+        self.closing.cancelled().await;
+        tokio::time::sleep(time).await;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use timonier_master_core::op::Rejection;
+use timonier_proto::backup::BackupError;
 use timonier_proto::{ApiError, Reason};
 
 /// Why the store could not be opened, or closed. A master that meets one should not start.
@@ -31,6 +32,21 @@ pub enum StoreError {
     Keys { path: PathBuf, why: String, hint: String },
     #[error("start the consensus: {0}")]
     Raft(String),
+    #[error("use the backup {}: {source}", path.display())]
+    Backup { path: PathBuf, source: BackupError },
+    #[error(
+        "restore into {}: there is something in it; hint: name a folder that does not exist, or is \
+         empty", .0.display()
+    )]
+    NotEmpty(PathBuf),
+    #[error("open store {}: there is none; hint: give a master's --data-dir", .0.display())]
+    NoStore(PathBuf),
+    /// A restore or a recovery was cut off.
+    #[error("open store {}: it was being remade, and that was cut off; hint: {hint}", path.display())]
+    Unfinished { path: PathBuf, hint: String },
+    /// There is nothing to make a cluster of.
+    #[error("recover from {}: {why}", path.display())]
+    Unusable { path: PathBuf, why: &'static str },
     #[error("open store {}: no space left for the log; hint: free at least {bytes} bytes there", path.display())]
     NoSpace { path: PathBuf, bytes: u64 },
 }

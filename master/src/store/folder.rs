@@ -13,6 +13,10 @@ use super::raft::{FIRST_NODE_ID, NodeId};
 
 /// Of the files in the folder; a newer one is not read by this build.
 const FORMAT: u32 = 1;
+const IDENTITY_FILE: &str = "cluster.json";
+/// There while the folder is being made of a backup or of its own state: what is in it then is not
+/// whole. Says what to do.
+const UNFINISHED_FILE: &str = "unfinished";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Identity {
@@ -32,7 +36,15 @@ pub struct Folder {
 impl Folder {
     /// Whether a store was made here before.
     pub fn is_made(path: &Path) -> bool {
-        path.join("cluster.json").exists()
+        path.join(IDENTITY_FILE).exists()
+    }
+
+    /// Locks a folder in which a store was made before; makes nothing.
+    pub fn open_made(path: &Path) -> Result<Self, StoreError> {
+        if !Self::is_made(path) {
+            return Err(StoreError::NoStore(path.to_owned()));
+        }
+        Self::open(path, None)
     }
 
     /// Makes the folder at the first start, and the cluster's identity unless one is joined.
@@ -49,6 +61,9 @@ impl Folder {
             .map_err(StoreError::io("open", &lock_path))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::Locked(path.to_owned()))?;
+        if let Ok(hint) = std::fs::read_to_string(path.join(UNFINISHED_FILE)) {
+            return Err(StoreError::Unfinished { path: path.to_owned(), hint });
+        }
         let identity = identity(path, joining)?;
         Ok(Self { path: path.to_owned(), identity, _lock: lock })
     }
@@ -62,12 +77,12 @@ impl Folder {
     }
 
     pub fn keys(&self) -> PathBuf {
-        self.path.join("keys")
+        self.path.join(KEYS)
     }
 }
 
 fn identity(dir: &Path, joining: Option<(&str, NodeId)>) -> Result<Identity, StoreError> {
-    let path = dir.join("cluster.json");
+    let path = dir.join(IDENTITY_FILE);
     match std::fs::read(&path) {
         Ok(json) => {
             let refuse = |why: String| StoreError::Corrupt {
@@ -91,14 +106,42 @@ fn identity(dir: &Path, joining: Option<(&str, NodeId)>) -> Result<Identity, Sto
                 Some((cluster_id, id)) => (cluster_id.to_owned(), id),
                 None => (uuid::Uuid::new_v4().to_string(), FIRST_NODE_ID),
             };
-            let identity = Identity { format: FORMAT, cluster_id, node_id };
-            let write = || write_whole(&path, &serde_json::to_vec_pretty(&identity)?);
-            write().map_err(StoreError::io("write", &path))?;
-            Ok(identity)
+            write_identity(dir, cluster_id, node_id)
         }
         Err(error) => Err(StoreError::io("read", &path)(error)),
     }
 }
+
+/// Which cluster and which master the folder is of from now on.
+pub fn write_identity(
+    dir: &Path,
+    cluster_id: String,
+    node_id: NodeId,
+) -> Result<Identity, StoreError> {
+    let path = dir.join(IDENTITY_FILE);
+    let identity = Identity { format: FORMAT, cluster_id, node_id };
+    let write = || write_whole(&path, &serde_json::to_vec_pretty(&identity)?);
+    write().map_err(StoreError::io("write", &path))?;
+    Ok(identity)
+}
+
+/// From now on the folder is not opened; `hint` says what to do if it stays so.
+pub fn begin_remaking(dir: &Path, hint: &str) -> Result<(), StoreError> {
+    let path = dir.join(UNFINISHED_FILE);
+    write_whole(&path, hint.as_bytes()).map_err(StoreError::io("write", &path))
+}
+
+/// The folder is whole.
+pub fn end_remaking(dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join(UNFINISHED_FILE);
+    std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+    sync_folder(dir).map_err(StoreError::io("sync", dir))
+}
+
+/// Where a store's keys are in its folder.
+pub const KEYS: &str = "keys";
+/// What of a folder is the store's, beside its keys.
+pub const PARTS: [&str; 3] = ["log", "snapshots", IDENTITY_FILE];
 
 /// All of it or nothing is on the disk, under this name.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -7,8 +7,9 @@ use timonier_master_core::op::Txn;
 use timonier_proto::v1::propose_reply::Outcome;
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
-    HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, NotLeader, ProposeReply,
-    ProposeRequest, RaftHeader, ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
+    HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, NotLeader, PeerStatusReply,
+    PeerStatusRequest, ProposeReply, ProposeRequest, RaftHeader, ReadIndexReply, ReadIndexRequest,
+    VoteReply, VoteRequest,
 };
 
 use super::log::Promise;
@@ -57,7 +58,7 @@ impl Inbox {
     fn check(&self, header: Option<&RaftHeader>) -> Result<(), InboxError> {
         let shared = &self.store.shared;
         let header = header.ok_or(WireError::Missing("header"))?;
-        if header.version != wire::VERSION {
+        if !wire::VERSIONS.contains(&header.version) {
             return Err(InboxError::Foreign(format!(
                 "a message of version {} came from master {}, but this build speaks version {}; \
                  hint: upgrade the masters one version at a time",
@@ -227,6 +228,12 @@ impl Inbox {
             }
         };
         Ok(reply)
+    }
+
+    /// How this master is, by its own word.
+    pub fn status(&self, request: &PeerStatusRequest) -> Result<PeerStatusReply, InboxError> {
+        self.check(request.header.as_ref())?;
+        Ok(self.store.own_status())
     }
 
     fn not_leader(&self) -> NotLeader {

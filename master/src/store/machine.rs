@@ -107,6 +107,11 @@ impl Shared {
         keys
     }
 
+    /// Of the last snapshot's file; 0 when there is none.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.current().as_ref().map_or(0, |current| current.bytes)
+    }
+
     /// Forgets the keys that no file needs; answers which. Blocks.
     pub fn drop_unused_keys(&self) -> Result<Vec<KeyId>, StoreError> {
         // A snapshot that is being written may need the one before.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use timonier_proto::v1::change_member_request::Action;
-use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest};
+use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, RaftHeader};
 use tokio_util::sync::CancellationToken;
 
 use super::raft::{MasterNode, NodeId};
@@ -124,11 +124,11 @@ pub(super) fn of(metrics: &ServerMetrics) -> Vec<Member> {
         .collect()
 }
 
-fn refused(why: impl Into<String>) -> ChangeError {
+pub(super) fn refused(why: impl Into<String>) -> ChangeError {
     ChangeError::Refused(why.into())
 }
 
-fn named(member: &Member) -> String {
+pub(super) fn named(member: &Member) -> String {
     if member.name.is_empty() {
         format!("master {}", member.id)
     } else {
@@ -179,6 +179,28 @@ impl Store {
             }
         };
         self.members().into_iter().map(status).collect()
+    }
+
+    /// How this master is, for whoever asks all of them.
+    pub fn own_status(&self) -> PeerStatusReply {
+        let status = self.status();
+        PeerStatusReply {
+            leader: status.leader_id.unwrap_or_default(),
+            term: status.term,
+            last_index: status.last_index,
+            applied_index: status.applied_index,
+            revision: status.revision,
+            log_bytes: status.log_bytes,
+            uptime_ms: u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            refusing: status.refusing.unwrap_or_default(),
+            members: self.members().iter().map(|member| member.id).collect(),
+        }
+    }
+
+    /// For a message of this master's to that one.
+    pub fn header_to(&self, id: u64) -> RaftHeader {
+        self.shared.links.header(id)
     }
 
     /// Gives a master that is to join an id, and begins to send it everything. It votes by itself
@@ -273,9 +295,16 @@ impl Store {
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
         }
+        let answering = match change {
+            Change::Transfer(_) => BTreeSet::new(),
+            _ => self.answering().await,
+        };
+        if !matches!(change, Change::Transfer(_)) {
+            self.check_quorum(&answering)?;
+        }
         match change {
-            Change::Promote(id) => self.promote_here(*id).await,
-            Change::Remove(id) => self.remove_here(*id).await,
+            Change::Promote(id) => self.promote_here(*id, &answering).await,
+            Change::Remove(id) => self.remove_here(*id, &answering).await,
             Change::Transfer(to) => self.transfer_here(*to).await,
             Change::Move(id, node) => {
                 self.member(*id)?;
@@ -290,63 +319,49 @@ impl Store {
         found.ok_or_else(|| refused(format!("there is no master with the id {id}")))
     }
 
-    async fn promote_here(&self, id: NodeId) -> Result<(), ChangeError> {
+    async fn promote_here(
+        &self,
+        id: NodeId,
+        answering: &BTreeSet<NodeId>,
+    ) -> Result<(), ChangeError> {
         let member = self.member(id)?;
         if member.voter {
             return Ok(());
         }
         match behind(&self.shared.raft.metrics().borrow().clone(), id) {
-            Some(behind) if behind <= CAUGHT_UP_ENTRIES => {}
-            Some(behind) => {
+            Some(behind) if behind <= CAUGHT_UP_ENTRIES && answering.contains(&id) => {}
+            Some(behind) if answering.contains(&id) => {
                 let name = named(&member);
                 return Err(refused(format!(
                     "promote {name}: it is {behind} log entries behind; hint: it is promoted by \
                      itself once it has caught up"
                 )));
             }
-            None => {
+            _ => {
                 let name = named(&member);
-                return Err(refused(format!("promote {name}: it has not answered yet")));
+                let hint = "hint: see that it runs, and is reached at its address";
+                return Err(refused(format!("promote {name}: it does not answer; {hint}")));
             }
         }
         self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
     }
 
-    async fn remove_here(&self, id: NodeId) -> Result<(), ChangeError> {
+    async fn remove_here(
+        &self,
+        id: NodeId,
+        answering: &BTreeSet<NodeId>,
+    ) -> Result<(), ChangeError> {
         let member = self.member(id)?;
         if !member.voter {
             return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([id]))).await;
         }
-        self.check_quorum_without(&member)?;
+        self.check_quorum_without(&member, answering)?;
         if id == self.shared.id {
             self.transfer_here(None).await?;
             // The new leader takes this one out.
             return Err(ChangeError::NotLeader);
         }
         self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
-    }
-
-    fn check_quorum_without(&self, member: &Member) -> Result<(), ChangeError> {
-        let others = self.member_statuses();
-        let others: Vec<_> =
-            others.iter().filter(|o| o.member.voter && o.member.id != member.id).collect();
-        if others.is_empty() {
-            return Err(refused(format!("remove {}: it is the only master", named(member))));
-        }
-        let answering = others.iter().filter(|other| other.answers).count();
-        let needed = others.len() / 2 + 1;
-        if answering >= needed {
-            return Ok(());
-        }
-        let silent: Vec<String> =
-            others.iter().filter(|o| !o.answers).map(|o| named(&o.member)).collect();
-        Err(refused(format!(
-            "remove {}: of the {} masters that would be left, only {answering} would answer, and \
-             {needed} are needed; hint: bring {} back, or remove it first",
-            named(member),
-            others.len(),
-            silent.join(" or ")
-        )))
     }
 
     async fn change_members(

@@ -4,6 +4,7 @@
 //! Holds no rules about what objects mean: admission comes before [`Store::commit`], and the
 //! decisions are the reconcilers'.
 
+mod backup;
 mod batcher;
 #[doc(hidden)]
 pub mod blocking;
@@ -11,6 +12,7 @@ mod changes;
 mod error;
 mod folder;
 mod forward;
+mod founding;
 mod inbox;
 mod keyring;
 mod log;
@@ -18,9 +20,11 @@ mod machine;
 mod members;
 mod network;
 mod open;
+mod quorum;
 mod raft;
 #[doc(hidden)]
 pub mod reading;
+mod recovery;
 mod rekey;
 mod sealed;
 mod snapshot_file;
@@ -31,7 +35,7 @@ mod wire;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::ServerState;
@@ -47,15 +51,17 @@ use tokio_util::sync::CancellationToken;
 use self::batcher::Request;
 use self::folder::Folder;
 
+pub use backup::{Restored, Saving, restore};
 pub use changes::{Changes, ChangesError, Compacted};
 pub use error::{CommitError, StoreError};
 pub use inbox::{Inbox, InboxError};
 pub(crate) use keyring::Keyring;
 pub use keyring::{Encryption, KeyId, KeyInfo};
 pub use members::{ChangeError, Member, MemberStatus};
+pub use recovery::{Recovered, Recovery, Survey};
 pub use rekey::EncryptionStatus;
 pub use transport::{NoTransport, Sending, Target, Transport, TransportError};
-pub use wire::VERSION as WIRE_VERSION;
+pub use wire::{VERSION as WIRE_VERSION, VERSIONS as WIRE_VERSIONS};
 
 /// Encoded transactions that wait to be written, in KiB; a caller past this waits.
 const QUEUE_KIB_MAX: usize = 64 << 10;
@@ -186,6 +192,7 @@ struct Shared {
     txn_bytes_max: u64,
     commit_timeout: Duration,
     election_timeout: Duration,
+    opened: Instant,
     leader: watch::Sender<bool>,
     leader_id: watch::Sender<Option<u64>>,
     members: watch::Sender<Vec<Member>>,
@@ -366,8 +373,8 @@ impl Store {
         self.shared.leader.subscribe()
     }
 
-    /// Resolves when the store has failed for good (its disk is broken, not merely full): the
-    /// process should end with this text and be started again.
+    /// Resolves when the store has failed for good (its disk is broken, not merely full), or this
+    /// master was removed: the process should end with this text.
     pub async fn failed(&self) -> String {
         let mut failure = self.shared.failure.subscribe();
         let text = failure.wait_for(Option::is_some).await.map(|text| text.clone());
@@ -375,6 +382,11 @@ impl Store {
             Ok(text) => text.unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// This master cannot go on, for a reason that its store does not know.
+    pub fn fail(&self, why: &str) {
+        self.shared.failure.send_replace(Some(why.to_owned()));
     }
 
     fn add_task(&self, task: JoinHandle<()>) {

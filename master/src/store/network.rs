@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::SnapshotSegmentId;
 use openraft::error::{
@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use timonier_proto::v1;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::raft::{LogId, MasterNode, NodeId, Types, Vote};
 use super::transport::{Target, Transport, TransportError};

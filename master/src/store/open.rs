@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -42,10 +42,10 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// What was read from the disk.
-struct Files {
-    folder: Folder,
-    log: OpenedLog,
-    machine: Arc<machine::Shared>,
+pub(super) struct Files {
+    pub folder: Folder,
+    pub log: OpenedLog,
+    pub machine: Arc<machine::Shared>,
 }
 
 pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
@@ -118,6 +118,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         txn_bytes_max,
         commit_timeout: config.commit_timeout,
         election_timeout: config.election_timeout,
+        opened: Instant::now(),
         leader,
         leader_id,
         members,
@@ -137,7 +138,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     Ok(store)
 }
 
-fn segment_bytes(config: &StoreConfig) -> u64 {
+pub(super) fn segment_bytes(config: &StoreConfig) -> u64 {
     config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
 }
 
@@ -151,7 +152,11 @@ fn read(config: &StoreConfig) -> Result<Files, StoreError> {
         Start::First => None,
         Start::Joining { cluster_id, id, .. } => Some((cluster_id.as_str(), *id)),
     };
-    let folder = Folder::open(&config.dir, joining)?;
+    read_files(config, Folder::open(&config.dir, joining)?)
+}
+
+/// Blocks.
+pub(super) fn read_files(config: &StoreConfig, folder: Folder) -> Result<Files, StoreError> {
     let cluster_id = folder.identity.cluster_id.clone();
     let snapshots = folder.snapshots();
     let sealed = log::any_sealed(&folder.log())

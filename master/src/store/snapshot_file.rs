@@ -113,7 +113,8 @@ pub fn memory_file() -> io::Result<File> {
     Ok(rustix::fs::memfd_create("timonier snapshot", rustix::fs::MemfdFlags::CLOEXEC)?.into())
 }
 
-fn write_lines<W: Write>(
+/// The lines as they are before they are sealed.
+pub fn write_lines<W: Write>(
     out: W,
     cluster_id: &str,
     meta: &SnapshotMeta,

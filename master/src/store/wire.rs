@@ -11,8 +11,11 @@ use timonier_proto::v1::{
 use super::log::{Kind, decode_entry, encode_payload};
 use super::raft::{Entry, LogId, NodeId, Types, Vote};
 
-/// Of the messages. A master answers others of this version only.
+/// Of the messages that this build sends.
 pub const VERSION: u32 = 1;
+/// Those that it takes. Masters are upgraded one by one, so a build that sends a newer version than
+/// the one before it takes that one's too, and those before it must have learned to take its.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=VERSION;
 
 /// What arrived cannot be what was sent.
 #[derive(Debug, thiserror::Error)]

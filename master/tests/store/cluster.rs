@@ -21,7 +21,7 @@ use crate::{DEADLINE, config, create, put, until, value};
 
 /// Who answers, by id; who is cut off is not in it.
 #[derive(Clone, Default)]
-struct Net(Arc<Mutex<BTreeMap<u64, Inbox>>>);
+pub(crate) struct Net(Arc<Mutex<BTreeMap<u64, Inbox>>>);
 
 /// One master's end of it.
 struct End {
@@ -31,11 +31,11 @@ struct End {
 }
 
 impl Net {
-    fn plug(&self, store: &Store) {
+    pub fn plug(&self, store: &Store) {
         self.0.lock().unwrap().insert(store.id(), store.inbox());
     }
 
-    fn unplug(&self, id: u64) {
+    pub fn unplug(&self, id: u64) {
         self.0.lock().unwrap().remove(&id);
     }
 }
@@ -89,22 +89,22 @@ impl Transport for End {
     }
 }
 
-struct Cluster {
-    dir: tempfile::TempDir,
-    net: Net,
+pub(crate) struct Cluster {
+    pub dir: tempfile::TempDir,
+    pub net: Net,
     snapshot_entries: u64,
 }
 
 impl Cluster {
-    fn new(snapshot_entries: u64) -> Self {
+    pub fn new(snapshot_entries: u64) -> Self {
         Self { dir: tempfile::tempdir().unwrap(), net: Net::default(), snapshot_entries }
     }
 
-    fn dir(&self, name: &str) -> PathBuf {
+    pub fn dir(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    async fn open(&self, name: &str, start: Start) -> Store {
+    pub async fn open(&self, name: &str, start: Start) -> Store {
         let me = Arc::new(Mutex::new(None));
         let store = Store::open(StoreConfig {
             start,
@@ -121,7 +121,7 @@ impl Cluster {
         store
     }
 
-    async fn join(&self, name: &str, leader: &Store) -> Store {
+    pub async fn join(&self, name: &str, leader: &Store) -> Store {
         let id = leader.admit(name, &format!("{name}:7443")).await.unwrap();
         let cluster_id = leader.cluster_id().to_owned();
         let store = self.open(name, Start::Joining { cluster_id, id }).await;
@@ -132,7 +132,7 @@ impl Cluster {
         store
     }
 
-    async fn of_three(&self) -> [Store; 3] {
+    pub async fn of_three(&self) -> [Store; 3] {
         let a = self.open("a", Start::First).await;
         put(&a, "before", "1").await.unwrap();
         let b = self.join("b", &a).await;
@@ -145,19 +145,19 @@ impl Cluster {
     }
 
     /// As if its process were killed: nothing more gets in or out.
-    async fn kill(&self, store: Store) {
+    pub async fn kill(&self, store: Store) {
         self.net.unplug(store.id());
         store.shutdown().await.unwrap();
     }
 }
 
-async fn close(stores: impl IntoIterator<Item = Store>) {
+pub(crate) async fn close(stores: impl IntoIterator<Item = Store>) {
     for store in stores {
         store.shutdown().await.unwrap();
     }
 }
 
-fn leader_of(stores: &[Store]) -> Option<usize> {
+pub(crate) fn leader_of(stores: &[Store]) -> Option<usize> {
     stores.iter().position(|store| store.status().leader)
 }
 

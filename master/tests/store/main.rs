@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod backup;
 mod changes;
 mod cluster;
 mod commits;
 mod crash;
 mod damage;
 mod disk_full;
+mod membership;
+mod recovery;
 mod sealing;
 mod snapshots;
 mod speed;

@@ -72,6 +72,8 @@ pub fn reads() -> Vec<Row> {
             v1::BeatsRequest { namespace: "team".into(), name: "x".into() },
             "vems",
         ),
+        row("Control/ListMasters", v1::ListMastersRequest {}, "ms"),
+        row("Control/Backup", v1::BackupRequest {}, "ms"),
         row("Control/CanI", v1::CanIRequest::default(), "tvenoms"),
         row("Control/ListRules", v1::ListRulesRequest::default(), "tvenoms"),
         row("Control/WhoAmI", v1::WhoAmIRequest {}, "tvenoms"),
@@ -114,6 +116,7 @@ pub fn writes() -> Vec<Row> {
         ..Default::default()
     };
     vec![
+        row("Control/ChangeMasters", v1::ChangeMastersRequest::default(), "ms"),
         row("Control/RotateEncryption", v1::RotateEncryptionRequest {}, "ms"),
         row("Control/Create", create(map()), "ems"),
         row("Control/Create", create(manifest("ConfigMap", "m", "default", json!({}))), "ms"),
@@ -161,6 +164,7 @@ pub fn streams() -> Vec<Row> {
         row("Raft/ReadIndex", v1::ReadIndexRequest::default(), "m"),
         row("Raft/Handover", v1::HandoverRequest::default(), "m"),
         row("Raft/ChangeMember", v1::ChangeMemberRequest::default(), "m"),
+        row("Raft/PeerStatus", v1::PeerStatusRequest::default(), "m"),
         row("Raft/JoinMaster", v1::JoinMasterRequest::default(), "m"),
         row("Relay/Follow", relayed, "m"),
     ]

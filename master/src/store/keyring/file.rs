@@ -86,7 +86,19 @@ pub fn write(
     keys: &[Arc<DataKey>],
     nonce: impl Fn() -> [u8; NONCE_LEN],
 ) -> Result<(), StoreError> {
-    let stored = Stored {
+    let stored = store(wrapping, active, keys, nonce);
+    let json = Zeroizing::new(serde_json::to_vec_pretty(&stored).expect("a keyring is plain data"));
+    write_whole_private(path, &json).map_err(StoreError::io("write", path))
+}
+
+/// The keys, sealed where the wrapping does.
+pub fn store(
+    wrapping: &Wrapping,
+    active: KeyId,
+    keys: &[Arc<DataKey>],
+    nonce: impl Fn() -> [u8; NONCE_LEN],
+) -> Stored {
+    Stored {
         format: FORMAT,
         protection: wrapping.protection().clone(),
         active,
@@ -109,9 +121,7 @@ pub fn write(
                 }
             })
             .collect(),
-    };
-    let json = Zeroizing::new(serde_json::to_vec_pretty(&stored).expect("a keyring is plain data"));
-    write_whole_private(path, &json).map_err(StoreError::io("write", path))
+    }
 }
 
 /// A sealed key in another key's place is not opened.

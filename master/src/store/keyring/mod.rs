@@ -213,6 +213,38 @@ impl Keyring {
         Ok(keyring)
     }
 
+    /// A keyring of one new key, to seal a copy of the store with, and that key for the copy's
+    /// head, sealed with what protects this keyring. `None` when that is nothing outside the data
+    /// folder: the copy would carry its own key.
+    pub fn for_a_copy(&self) -> Option<(Self, serde_json::Value)> {
+        self.wrapping.cipher().filter(|_| self.active_id() != PLAIN)?;
+        let key = Arc::new(DataKey::generate(PLAIN + 1));
+        let stored =
+            file::store(&self.wrapping, key.id, std::slice::from_ref(&key), || self.nonces.next());
+        let head = serde_json::to_value(&stored).expect("a keyring is plain data");
+        Some((Self::in_memory(key.id, [key]), head))
+    }
+
+    /// The keyring that a copy was sealed with, out of its head. `path` is for the errors.
+    pub fn of_a_copy(
+        path: &Path,
+        head: serde_json::Value,
+        encryption: &Encryption,
+    ) -> Result<Self, StoreError> {
+        let stored: file::Stored = serde_json::from_value(head).map_err(|_| StoreError::Keys {
+            path: path.to_owned(),
+            why: "they are of a format that this build does not know".to_owned(),
+            hint: "take the build that made the copy".to_owned(),
+        })?;
+        let opened = stored.open(path, encryption)?;
+        Ok(Self::in_memory(opened.active, opened.keys.into_iter().map(Arc::new)))
+    }
+
+    fn in_memory(active: KeyId, keys: impl IntoIterator<Item = Arc<DataKey>>) -> Self {
+        let all = keys.into_iter().map(|key| (key.id, key)).collect();
+        Self { keys: RwLock::new(Keys { active, all }), ..Self::none() }
+    }
+
     /// One that seals nothing.
     pub fn none() -> Self {
         Self {

@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use timonier_proto::NODE_SHUTDOWN;
 
 use super::{TAINT_NOT_READY, TAINT_UNREACHABLE, Verdict, fence, ready_condition};
 use crate::object::{
@@ -38,6 +39,7 @@ pub(super) fn evict(
     plan: &mut Plan,
 ) {
     let is_lost = verdict.status == "Unknown";
+    let is_leaving = verdict.reason == NODE_SHUTDOWN;
     let Some(since) = away_since(node, verdict) else { return };
     let taint = Taint {
         key: if is_lost { TAINT_UNREACHABLE } else { TAINT_NOT_READY }.to_owned(),
@@ -51,6 +53,8 @@ pub(super) fn evict(
     let mut due = Vec::new();
     for pod in world.snapshot.pods_on(name).filter(|pod| !is_finished(pod)) {
         match leaves_at(world, pod, &taint, since, is_lost) {
+            // Its agent stops them in order as long as it is there.
+            Some(_) if is_leaving => due.push(pod),
             Some(at) if at <= world.now => due.push(pod),
             Some(at) => later(plan, at),
             None => {}
@@ -102,8 +106,12 @@ pub(super) fn evict(
         plan.preconditions.push(Precondition::Revision(key_of(node), revision.unwrap_or_default()));
     }
     if evicted > 0 {
-        let why = if is_lost { "unreachable" } else { "not ready" };
-        let message = format!("Evicted {evicted} pods from node {name}, which is {why}");
+        let why = match (is_lost, is_leaving) {
+            (true, _) => "is unreachable",
+            (false, true) => "is shutting down",
+            (false, false) => "is not ready",
+        };
+        let message = format!("Evicted {evicted} pods from node {name}, which {why}");
         plan.ops.push(recorder.warning(node, "TaintManagerEviction", message));
     }
 }

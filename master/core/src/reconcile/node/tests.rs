@@ -110,6 +110,27 @@ fn an_engine_that_stops_makes_its_node_not_ready() {
 }
 
 #[test]
+fn a_host_that_goes_down_gives_its_pods_away_at_once() {
+    let mut cluster = running(3, 2, 2);
+    let why = (timonier_proto::NODE_SHUTDOWN.to_owned(), "the host is shutting down".to_owned());
+    cluster.telemetry.nodes.get_mut("n1").unwrap().not_ready = Some(why);
+    cluster.signalled();
+    cluster.settle_wholly();
+    assert_eq!(ready(&cluster, "n1"), "False NodeShutdown [\"node.kubernetes.io/not-ready\"]");
+    pass(&mut cluster, 1);
+    let ending: Vec<_> = cluster.pods().into_iter().filter(|p| !is_active(p)).collect();
+    assert_eq!(ending.len(), 1);
+    assert_eq!(node_of(&ending[0]), Some("n1"), "its agent ends it with its grace");
+    cluster.live(2);
+    assert_eq!(cluster.spread()["n2"], 2, "and it is replaced meanwhile");
+    // The same host is back.
+    cluster.telemetry.nodes.get_mut("n1").unwrap().not_ready = None;
+    cluster.signalled();
+    cluster.live(2);
+    assert_eq!(ready(&cluster, "n1"), "True AgentReady []");
+}
+
+#[test]
 fn nothing_is_lost_right_after_a_change_of_leader() {
     let mut cluster = running(4, 3, 3);
     cluster.now += SignedDuration::from_secs(60);
