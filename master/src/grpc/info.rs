@@ -30,6 +30,8 @@ impl Inner {
                 id: member.id,
                 address: member.address,
                 leader: member.leader,
+                name: member.name,
+                voter: member.voter,
             })
             .collect()
     }
