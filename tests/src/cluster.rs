@@ -84,7 +84,8 @@ impl Cluster {
         let mut masters = Vec::new();
         for index in 0..options.masters.max(1) {
             let place = options.places.get(index).cloned();
-            let name = if index == 0 { "master".to_owned() } else { format!("master-{}", index + 1) };
+            let name =
+                if index == 0 { "master".to_owned() } else { format!("master-{}", index + 1) };
             let log = dir.path().join(format!("{name}.log"));
             let own = options.master_dir.clone().unwrap_or(dir.path().join(&name));
             let place = match place {

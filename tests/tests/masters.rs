@@ -123,15 +123,16 @@ async fn every_master_reaches_every_pod() -> Result<()> {
             pod.to_value().is_ok_and(|value| value["spec"]["nodeName"] == node.as_str())
         };
         let pod = pods.iter().find(is_there).with_context(|| format!("no pod on {node}"))?;
+        let pod = pod.meta().name.clone().context("a pod has a name")?;
         for master in 0..MASTERS {
             let server = cluster.master_address(master);
             let through = ["--server", server.as_str()];
-            let shown = ["exec", pod.name(), "--", "/web", "--cat", "/etc/hostname"];
+            let shown = ["exec", pod.as_str(), "--", "/web", "--cat", "/etc/hostname"];
             let ends = ["--exit-after-ms", "0", "--exit-code", "0"];
             let args = [&through[..], &shown[..], &ends[..]].concat();
             let printed = cluster.ctl(&args).await?.ok().with_context(|| server.clone())?;
-            ensure!(printed.contains(pod.name()), "{printed}");
-            let args = [&through[..], &["logs", pod.name()][..]].concat();
+            ensure!(printed.contains(&pod), "{printed}");
+            let args = [&through[..], &["logs", pod.as_str()][..]].concat();
             cluster.ctl(&args).await?.ok().with_context(|| server.clone())?;
             let args = [&through[..], &["top", "nodes"][..]].concat();
             let table = cluster.ctl(&args).await?.ok().with_context(|| server.clone())?;

@@ -24,6 +24,8 @@ const PORT: u16 = 7443;
 const DISK_MIB: u64 = 512;
 /// An agent without a master stops its unique pods after this time.
 const FENCE_AFTER: &str = "3s";
+/// So few that a master that was away needs a snapshot.
+const SNAPSHOT_EVERY: &str = "300";
 
 pub struct ChaosCluster {
     /// Dropped first: its processes hold the disks.
@@ -53,7 +55,9 @@ impl ChaosCluster {
             agents: AGENTS,
             masters: MASTERS,
             places,
-            master_args: vec!["--fence-after".into(), FENCE_AFTER.into()],
+            master_args: ["--fence-after", FENCE_AFTER, "--snapshot-every", SNAPSHOT_EVERY]
+                .map(str::to_owned)
+                .to_vec(),
             ..Options::default()
         };
         let cluster = Cluster::start(options).await?;

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use super::cluster::{ChaosCluster, MASTERS};
 use super::hosts::{Direction, From};
+use super::writers;
 use crate::wait::until;
 
 /// How long a fault lasts: several election timeouts.
@@ -159,7 +160,9 @@ async fn cut(
 
 async fn fill(chaos: &mut ChaosCluster, master: usize) -> Result<()> {
     chaos.disk(master).fill()?;
-    tokio::time::sleep(LASTS).await;
+    // What is reserved for the log is used up first.
+    let channels = (0..MASTERS).map(|m| chaos.cluster.dial_lazily(m)).collect::<Result<_>>()?;
+    let _ = tokio::time::timeout(LASTS, writers::flood(channels)).await;
     chaos.disk(master).free()?;
     // It may have ended: a process supervisor starts it again.
     if chaos.cluster.master_has_ended(master)? {

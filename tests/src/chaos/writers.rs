@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use timonier_proto::v1::control_client::ControlClient;
-use timonier_proto::v1::{CommitRequest, CreateRequest, WriteOp, write_op};
+use timonier_proto::v1::{CommitRequest, CreateRequest, UpdateRequest, WriteOp, write_op};
 use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -18,10 +18,12 @@ use super::cluster::{ChaosCluster, MASTERS};
 pub const NAMESPACE: &str = "chaos";
 const WRITERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(40);
-const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of one value of [`flood`].
+const FLOOD_BYTES: usize = 400 << 10;
 /// A write whose fate is unknown is sent again, with the same id, so often; then it is given up and
 /// counts for nothing.
-const TRIES_MAX: usize = 8;
+const TRIES_MAX: usize = 20;
 
 pub struct Writers {
     shared: Arc<Shared>,
@@ -107,6 +109,40 @@ async fn write(writer: usize, channels: Vec<Channel>, shared: Arc<Shared>) {
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Writes large values, the same few objects again and again, until it is dropped. Whether they are
+/// taken does not matter.
+pub async fn flood(channels: Vec<Channel>) {
+    let floods = (0..WRITERS).map(|number| {
+        let channel = channels[number % channels.len()].clone();
+        async move {
+            let mut written = 0_u64;
+            loop {
+                written += 1;
+                let object = serde_json::json!({
+                    "apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": format!("flood-{number}"), "namespace": "default"},
+                    "data": {"of": written.to_string(), "filler": "x".repeat(FLOOD_BYTES)},
+                });
+                let op = |op| WriteOp { op: Some(op) };
+                let json: bytes::Bytes = object.to_string().into();
+                let mut client = ControlClient::new(channel.clone());
+                for ops in [
+                    op(write_op::Op::Create(CreateRequest {
+                        json: json.clone(),
+                        ..Default::default()
+                    })),
+                    op(write_op::Op::Update(UpdateRequest { json, ..Default::default() })),
+                ] {
+                    let request = CommitRequest { ops: vec![ops], id: String::new() };
+                    let _ = tokio::time::timeout(WRITE_TIMEOUT, client.commit(request)).await;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    futures::future::join_all(floods).await;
 }
 
 async fn create(channel: Channel, name: &str) -> Result<u64, tonic::Status> {

@@ -92,7 +92,8 @@ impl Etcd {
             for index in 0..self.members.len() {
                 let mut client = MaintenanceClient::new(self.channel(index)?);
                 let call = client.status(proto::StatusRequest {});
-                let status = tokio::time::timeout(Duration::from_secs(1), call).await??.into_inner();
+                let status =
+                    tokio::time::timeout(Duration::from_secs(1), call).await??.into_inner();
                 if status.header.is_some_and(|h| h.member_id == status.leader) {
                     return Ok(index);
                 }

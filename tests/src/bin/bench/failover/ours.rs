@@ -20,9 +20,9 @@ pub struct Ours {
 
 impl Ours {
     pub async fn start() -> Result<Self> {
-        let cluster =
-            Cluster::start(Options { masters: MEMBERS, ..Options::default() }).await?;
-        let channels = (0..MEMBERS).map(|index| cluster.dial_lazily(index)).collect::<Result<_>>()?;
+        let cluster = Cluster::start(Options { masters: MEMBERS, ..Options::default() }).await?;
+        let channels =
+            (0..MEMBERS).map(|index| cluster.dial_lazily(index)).collect::<Result<_>>()?;
         let ours = Self { cluster: Mutex::new(cluster), channels };
         for writer in 0..WRITERS {
             let json = config_map(writer, 0).into();
@@ -66,11 +66,8 @@ impl Members for Ours {
     }
 
     async fn read(&self, writer: usize) -> Result<u64> {
-        let reference = ObjectRef {
-            kind: "ConfigMap".into(),
-            namespace: NAMESPACE.into(),
-            name: name(writer),
-        };
+        let reference =
+            ObjectRef { kind: "ConfigMap".into(), namespace: NAMESPACE.into(), name: name(writer) };
         let request = GetRequest { r#ref: Some(reference), linearizable: true };
         let mut client = ControlClient::new(self.channels[writer % MEMBERS].clone());
         let json = client.get(request).await?.into_inner().json;
