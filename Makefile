@@ -75,12 +75,13 @@ bench: ## one benchmark: make bench NAME=start-200
 	@cargo build --release --workspace --bins >&2
 	@cargo run -q --release -p timonier-tests --bin bench -- $(NAME)
 
-# ROUNDS=30 strikes so often, SEED=… gives the order of the faults and whom they strike.
+# ROUNDS=30 strikes so often, SEED=… gives the order of the faults and whom they strike, and
+# FAULTS=KillLeader,CutOneLink only those, in this order.
 chaos: ## real faults on a real cluster of three masters: make chaos ROUNDS=30
 	@deploy/setup.sh >&2
 	@deploy/images/build.sh web >&2
 	@cargo build --release --workspace --bins >&2
-	@ROUNDS=$(ROUNDS) SEED=$(SEED) cargo run -q --release -p timonier-tests --bin chaos
+	@ROUNDS=$(ROUNDS) SEED=$(SEED) FAULTS=$(FAULTS) cargo run -q --release -p timonier-tests --bin chaos
 
 # Coverage-guided, without end but for SECONDS; every `make test` replays the corpus and mutates it.
 FUZZ_TARGETS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))

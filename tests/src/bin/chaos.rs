@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use timonier_tests::chaos::{self, Plan};
+use timonier_tests::chaos::{self, Fault, Plan};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -27,6 +27,12 @@ async fn run() -> Result<bool> {
     }
     if let Some(seed) = number("SEED")? {
         plan.seed = seed;
+    }
+    if let Ok(names) = std::env::var("FAULTS") {
+        let names = names.split(',').filter(|name| !name.is_empty());
+        plan.faults = names
+            .map(|name| Fault::named(name).with_context(|| format!("no fault is called {name:?}")))
+            .collect::<Result<_>>()?;
     }
     let report = chaos::run(&plan).await?;
     print(&report.line());

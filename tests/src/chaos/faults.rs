@@ -67,6 +67,10 @@ pub const ALL: &[Fault] = &[
 ];
 
 impl Fault {
+    pub fn named(name: &str) -> Option<Self> {
+        ALL.iter().copied().find(|fault| format!("{fault:?}") == name)
+    }
+
     /// Answers whom it struck.
     pub async fn strike(
         self,

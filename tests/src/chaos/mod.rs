@@ -79,6 +79,7 @@ pub async fn run(plan: &Plan) -> Result<Report> {
         tokio::time::sleep(STEADY).await;
         report.rounds += 1;
         let (before, start) = (writers.acked(), Instant::now());
+        writers.longest_pause();
         let struck = fault.strike(&mut cluster, &mut random).await;
         let strike_s = start.elapsed().as_secs_f64();
         let mut wrong = Vec::new();
@@ -88,10 +89,11 @@ pub async fn run(plan: &Plan) -> Result<Report> {
                 report.lost += found.lost.len();
                 wrong.extend(found.violations);
                 eprintln!(
-                    "round {}: {fault:?} on {whom}: {} acknowledged, {strike_s:.1} s and {:.1} s to \
-                     be whole",
+                    "round {}: {fault:?} on {whom}: {} acknowledged, none for {:.1} s at most; {strike_s:.1} s \
+                     and {:.1} s to be whole",
                     report.rounds,
                     writers.acked() - before,
+                    writers.longest_pause().as_secs_f64(),
                     start.elapsed().as_secs_f64() - strike_s,
                 );
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use timonier_proto::v1::control_client::ControlClient;
@@ -38,9 +38,20 @@ struct Shared {
 
 #[derive(Default)]
 struct Seen {
+    /// The last acknowledgement, and the longest time without one since it was asked for.
+    last: Option<Instant>,
+    pause: Duration,
     /// Name to what the store's revision was after it.
     acked: BTreeMap<String, u64>,
     violations: Vec<String>,
+}
+
+impl Seen {
+    fn acknowledged(&mut self, name: String, revision: u64) {
+        self.acked.insert(name, revision);
+        self.pause = self.pause.max(self.last.map_or(Duration::ZERO, |last| last.elapsed()));
+        self.last = Some(Instant::now());
+    }
 }
 
 impl Shared {
@@ -62,6 +73,13 @@ impl Writers {
 
     pub fn acked(&self) -> usize {
         self.shared.seen().acked.len()
+    }
+
+    /// The longest time without an acknowledgement since the last call.
+    pub fn longest_pause(&self) -> Duration {
+        let mut seen = self.shared.seen();
+        let running = seen.last.map_or(Duration::ZERO, |last| last.elapsed());
+        std::mem::take(&mut seen.pause).max(running)
     }
 
     /// Names and revisions.
@@ -95,7 +113,7 @@ async fn write(writer: usize, channels: Vec<Channel>, shared: Arc<Shared>) {
             let call = create(channel, &name);
             match tokio::time::timeout(WRITE_TIMEOUT, call).await {
                 Ok(Ok(revision)) => {
-                    shared.seen().acked.insert(name.clone(), revision);
+                    shared.seen().acknowledged(name.clone(), revision);
                     break;
                 }
                 // Nobody else writes this name: it was done, and not known as this one.
