@@ -13,7 +13,7 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := sudo -E
 endif
 
-.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench fuzz sim
+.PHONY: help setup demo demo-down exercise test verify check-format check-lints check-purity check-scripts check-licences fix bench chaos fuzz sim
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -69,11 +69,19 @@ fix: ## format, and let clippy mend what it can
 
 # A benchmark's standard output is one line of JSON and nothing else.
 bench: ## one benchmark: make bench NAME=start-200
-	@[ -n "$(NAME)" ] || { echo "make bench needs NAME=…, one of: start-200 agent-footprint master-footprint telemetry store-writes node-loss" >&2; exit 2; }
-	@deploy/setup.sh $(if $(filter telemetry,$(NAME)),--with sshd)$(if $(filter store-writes,$(NAME)),--with etcd) >&2
+	@[ -n "$(NAME)" ] || { echo "make bench needs NAME=…, one of: start-200 agent-footprint master-footprint telemetry store-writes node-loss failover tls-storm" >&2; exit 2; }
+	@deploy/setup.sh $(if $(filter telemetry,$(NAME)),--with sshd)$(if $(filter store-writes failover,$(NAME)),--with etcd) >&2
 	@deploy/images/build.sh web >&2
 	@cargo build --release --workspace --bins >&2
 	@cargo run -q --release -p timonier-tests --bin bench -- $(NAME)
+
+# ROUNDS=30 strikes so often, SEED=… gives the order of the faults and whom they strike, and
+# FAULTS=KillLeader,CutOneLink only those, in this order.
+chaos: ## real faults on a real cluster of three masters: make chaos ROUNDS=30
+	@deploy/setup.sh >&2
+	@deploy/images/build.sh web >&2
+	@cargo build --release --workspace --bins >&2
+	@ROUNDS=$(ROUNDS) SEED=$(SEED) FAULTS=$(FAULTS) cargo run -q --release -p timonier-tests --bin chaos
 
 # Coverage-guided, without end but for SECONDS; every `make test` replays the corpus and mutates it.
 FUZZ_TARGETS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))

@@ -1,4 +1,4 @@
-//! A cluster of real processes on this machine: one master, some agents, and `timonctl`.
+//! A cluster of real processes on this machine: one master or several, some agents, and `timonctl`.
 //!
 //! Each cluster has its own port, ranges, bridges, node names and folder, so several can run at the
 //! same time, beside a lab too. Dropping it stops the processes and has the agents' own clean-up
@@ -10,13 +10,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use timonier_identity::{DialOptions, Identity, Lifetimes, Subject, Trust, dial, unix_now};
+use timonier_identity::{
+    DialOptions, Identity, Lifetimes, Subject, Trust, dial, dial_lazy, unix_now,
+};
 use timonier_master::pki::Safe;
 use timonier_master::store::Encryption;
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::{Kind, MESSAGE_BYTES_MAX, Object};
 use tonic::transport::Channel;
 
+use crate::masters::{MasterProcess, Place};
 use crate::wait::until;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -25,9 +28,13 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub agents: usize,
+    /// How many there are; 0 stands for one.
+    pub masters: usize,
+    /// Where each of them runs; on this machine, in folders of the cluster's own, by default.
+    pub places: Vec<Place>,
     pub master_args: Vec<String>,
     pub agent_args: Vec<String>,
-    /// Where the master keeps its data; a folder of the cluster's own by default.
+    /// Where the only master keeps its data; a folder of the cluster's own by default.
     pub master_dir: Option<PathBuf>,
     /// Addresses of all pods; a /16 of the cluster's own by default, which is 255 nodes.
     pub cluster_range: Option<String>,
@@ -37,8 +44,7 @@ pub struct Cluster {
     dir: tempfile::TempDir,
     id: u8,
     options: Options,
-    port: u16,
-    master: Option<Child>,
+    pub(crate) masters: Vec<MasterProcess>,
     agents: Vec<Option<Child>>,
 }
 
@@ -77,12 +83,26 @@ impl Cluster {
     /// Starts the processes and waits until every node is Ready.
     pub async fn start(options: Options) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "agents need root: run this as root");
-        let port = free_port()?;
-        let id = (port % 100) as u8;
+        let id = (free_port()? % 100) as u8;
         let agents = (0..options.agents).map(|_| None).collect();
         let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir()?;
-        let mut cluster = Self { dir, id, options, port, master: None, agents };
-        cluster.start_master().await?;
+        let mut masters = Vec::new();
+        for index in 0..options.masters.max(1) {
+            let place = options.places.get(index).cloned();
+            let name =
+                if index == 0 { "master".to_owned() } else { format!("master-{}", index + 1) };
+            let log = dir.path().join(format!("{name}.log"));
+            let own = options.master_dir.clone().unwrap_or(dir.path().join(&name));
+            let place = match place {
+                Some(place) => place,
+                None => Place::here(own, free_port()?),
+            };
+            masters.push(MasterProcess::new(name, place, log));
+        }
+        let mut cluster = Self { dir, id, options, masters, agents };
+        for index in 0..cluster.masters.len() {
+            cluster.add_master(index).await?;
+        }
         for index in 0..cluster.agents.len() {
             cluster.start_agent(index)?;
         }
@@ -94,8 +114,14 @@ impl Cluster {
         self.dir.path()
     }
 
+    /// Of the first master.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.masters[0].address()
+    }
+
+    /// Of all of them, with commas between.
+    pub fn addresses(&self) -> String {
+        self.masters.iter().map(MasterProcess::address).collect::<Vec<_>>().join(",")
     }
 
     pub fn node_name(&self, index: usize) -> String {
@@ -103,40 +129,27 @@ impl Cluster {
     }
 
     pub fn master_pid(&self) -> u32 {
-        self.master.as_ref().expect("the master runs").id()
+        self.masters[0].pid()
     }
 
     pub fn agent_pid(&self, index: usize) -> u32 {
         self.agents[index].as_ref().expect("the agent runs").id()
     }
 
+    /// Starts the first master again, and waits until it answers.
     pub async fn start_master(&mut self) -> Result<()> {
-        let data = self.master_dir();
-        let log =
-            File::options().create(true).append(true).open(self.dir.path().join("master.log"))?;
-        let own_range = format!("10.{}.0.0/16", 128 + self.id);
-        let cluster_range = self.options.cluster_range.clone().unwrap_or(own_range);
-        let mut command = Command::new(binary("timonier-master")?);
-        command
-            .args(["--listen", &self.address(), "--data-dir"])
-            .arg(data)
-            .args(["--cluster-range", &cluster_range])
-            .args(["--service-range", &format!("10.97.{}.0/24", self.id)])
-            .args(&self.options.master_args)
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.master = Some(command.spawn().context("start timonier-master")?);
-        self.wait_master().await
+        self.run_master(0)?;
+        self.wait_master(0).await
     }
 
-    async fn wait_master(&self) -> Result<()> {
-        until("the master to answer", READY_DEADLINE, || async {
-            let mut client = self.client().await?;
-            client.cluster_info(timonier_proto::v1::ClusterInfoRequest {}).await?;
-            Ok(())
-        })
-        .await
-        .with_context(|| self.log_tail("master.log"))
+    /// What every master is started with, beside its place.
+    pub(crate) fn master_command_args(&self) -> Vec<String> {
+        let own_range = format!("10.{}.0.0/16", 128 + self.id);
+        let cluster_range = self.options.cluster_range.clone().unwrap_or(own_range);
+        let mut args = vec!["--cluster-range".to_owned(), cluster_range];
+        args.extend(["--service-range".to_owned(), format!("10.97.{}.0/24", self.id)]);
+        args.extend(self.options.master_args.iter().cloned());
+        args
     }
 
     pub fn start_agent(&mut self, index: usize) -> Result<()> {
@@ -147,11 +160,11 @@ impl Cluster {
             .open(self.dir.path().join(format!("{name}.log")))?;
         let mut command = Command::new(binary("timonier-agent")?);
         command
-            .args(["--master", &self.address(), "--node-name", &name, "--data-dir"])
+            .args(["--master", &self.addresses(), "--node-name", &name, "--data-dir"])
             .arg(self.dir.path().join(&name))
             .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
             .arg("--token")
-            .arg(format!("@{}", self.master_dir().join("node-token").display()))
+            .arg(format!("@{}", self.token("node-token")?))
             .args(&self.options.agent_args)
             .stdout(Stdio::null())
             .stderr(log);
@@ -159,9 +172,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// `kill -9`, and reaps it.
+    /// `kill -9` to the first master, and reaps it.
     pub fn kill_master(&mut self) -> Result<()> {
-        kill(&mut self.master)
+        self.masters[0].kill()
     }
 
     /// `kill -9`, and reaps it. Its pods keep running.
@@ -169,28 +182,61 @@ impl Cluster {
         kill(&mut self.agents[index])
     }
 
+    /// A client of the first master that answers.
     pub async fn client(&self) -> Result<ControlClient<Channel>> {
-        let channel = self.dial(&Subject::admin()).await?;
+        let mut refusal = None;
+        for index in 0..self.masters.len() {
+            match self.client_of(index).await {
+                Ok(client) => return Ok(client),
+                Err(error) => refusal = Some(error),
+            }
+        }
+        Err(refusal.context("there is no master")?)
+    }
+
+    /// A client of one master.
+    pub async fn client_of(&self, master: usize) -> Result<ControlClient<Channel>> {
+        let channel = self.dial(master, &self.admin()?).await?;
         Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    /// A new connection to the master, as somebody.
-    pub async fn dial(&self, subject: &Subject) -> Result<Channel> {
-        Ok(dial(&self.address(), &self.identity(subject)?, &DialOptions::default()).await?)
+    /// A new connection to a master, as somebody.
+    pub async fn dial(&self, master: usize, who: &Identity) -> Result<Channel> {
+        Ok(dial(&self.master_address(master), who, &DialOptions::default()).await?)
     }
 
-    /// Somebody of this cluster, certified with the CA in the master's data folder.
+    /// One that connects when it is used, and again whenever it was lost.
+    pub fn dial_lazily(&self, master: usize, who: &Identity) -> Result<Channel> {
+        Ok(dial_lazy(&self.master_address(master), who, &DialOptions::default())?)
+    }
+
+    /// The cluster's administrator.
+    pub fn admin(&self) -> Result<Identity> {
+        self.identity(&Subject::admin())
+    }
+
+    /// Somebody of this cluster, certified with the CA in a master's data folder.
     pub fn identity(&self, subject: &Subject) -> Result<Identity> {
-        let kept = Safe::peek(&self.master_dir(), &Encryption::DataFolder)?;
+        let folder = self.folder_with("pki");
+        let kept = Safe::peek(&folder, &Encryption::DataFolder)?;
         let authority = kept.context("the master has no CA yet")?;
         let validity = Lifetimes::default().machine;
         let credentials = authority.issue(subject, unix_now(), validity)?;
         Ok(Identity::new(Some(credentials), Trust::Bundle(authority.bundle_pem()))?)
     }
 
-    /// Where the master keeps its data.
+    /// Where the first master keeps its data.
     pub fn master_dir(&self) -> PathBuf {
-        self.options.master_dir.clone().unwrap_or(self.dir.path().join("master"))
+        self.data_dir_of(0).to_owned()
+    }
+
+    /// The data folder of the first master that has this in it.
+    fn folder_with(&self, name: &str) -> PathBuf {
+        let folders = (0..self.masters.len()).map(|index| self.data_dir_of(index));
+        folders
+            .into_iter()
+            .find(|folder| folder.join(name).exists())
+            .map_or_else(|| self.master_dir(), Path::to_owned)
     }
 
     /// Runs timonctl against this cluster.
@@ -204,8 +250,8 @@ impl Cluster {
         let mut command = tokio::process::Command::new(binary("timonctl")?);
         command
             .args(args)
-            .env("TIMONIER_SERVER", self.address())
-            .env("TIMONIER_CONFIG", self.master_dir().join("admin.yaml"))
+            .env("TIMONIER_SERVER", self.addresses())
+            .env("TIMONIER_CONFIG", self.folder_with("admin.yaml").join("admin.yaml"))
             .env("NO_COLOR", "1")
             .env("LANG", "C")
             .current_dir(self.dir.path())
@@ -272,7 +318,9 @@ impl Cluster {
         for index in 0..self.agents.len() {
             kill(&mut self.agents[index])?;
         }
-        kill(&mut self.master)?;
+        for master in &mut self.masters {
+            master.kill()?;
+        }
         for index in 0..self.agents.len() {
             let name = self.node_name(index);
             let output = Command::new(binary("timonier-agent")?)
@@ -293,7 +341,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.log_tail("master.log"));
+            for master in &self.masters {
+                eprintln!("{}", self.log_tail(&format!("{}.log", master.name())));
+            }
             for index in 0..self.agents.len() {
                 eprintln!("{}", self.log_tail(&format!("{}.log", self.node_name(index))));
             }
@@ -304,7 +354,8 @@ impl Drop for Cluster {
     }
 }
 
-fn kill(child: &mut Option<Child>) -> Result<()> {
+/// `kill -9`, and reaps it.
+pub(crate) fn kill(child: &mut Option<Child>) -> Result<()> {
     if let Some(mut process) = child.take() {
         process.kill()?;
         let start = std::time::Instant::now();

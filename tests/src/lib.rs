@@ -3,9 +3,11 @@
 //!
 //! Nothing here is part of the product.
 
+pub mod chaos;
 pub mod cluster;
 pub mod docker;
 pub mod engine;
 pub mod fuzz;
+pub mod masters;
 pub mod measure;
 pub mod wait;

@@ -225,6 +225,7 @@ async fn receive(
             }
             Some(Down::Lease(lease)) => node.lease().granted(lease.sequence),
             Some(Down::Open(open)) => serve(session, open, channel.clone()),
+            Some(Down::TellStatuses(_)) => node.tell_statuses(),
             Some(Down::Masters(masters)) => session.masters.tell(masters.addresses),
             Some(Down::Welcome(_)) | None => {}
         }

@@ -252,6 +252,11 @@ impl Node {
     /// A new session has begun.
     pub fn begin_session(&self) {
         lock(&self.inner.assigned).begin();
+        self.tell_statuses();
+    }
+
+    /// Whatever a master was told of the pods, it is told again.
+    pub fn tell_statuses(&self) {
         if let Some(running) = self.running() {
             running.board.requeue_all();
         }

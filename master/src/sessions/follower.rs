@@ -11,12 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use timonier_master_core::endpoints;
-use timonier_master_core::object::{key_of, name_of, namespace_of, node_of, uid_of};
+use timonier_master_core::object::{
+    key_of, name_of, namespace_of, node_of, node_ready_status, uid_of,
+};
 use timonier_master_core::op::Change;
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::latency::LatencyAutoscaler;
 use timonier_proto::v1::master_message::Message as Down;
-use timonier_proto::v1::{Assignments, MasterMessage};
+use timonier_proto::v1::{Assignments, MasterMessage, TellStatuses};
 use timonier_proto::{Kind, Object, ObjectKey};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -81,6 +83,8 @@ struct Dirty {
     networks: bool,
     /// Nodes whose object is gone.
     nodes_gone: BTreeSet<String>,
+    /// Nodes that are no longer lost.
+    nodes_back: BTreeSet<String>,
 }
 
 impl Follower {
@@ -108,6 +112,7 @@ impl Follower {
         let nodes: Vec<String> = self.sessions.keys().cloned().collect();
         for node in nodes {
             self.send_complete(&snapshot, &node);
+            self.ask_statuses(&node);
         }
         snapshot.revision
     }
@@ -174,6 +179,16 @@ impl Follower {
         self.send(node, assignments);
     }
 
+    /// Its pods were called not ready while the agent was not heard of; only the agent knows what
+    /// they are.
+    fn ask_statuses(&mut self, node: &str) {
+        let Some(joined) = self.sessions.get(node) else { return };
+        let message = MasterMessage { message: Some(Down::TellStatuses(TellStatuses {})) };
+        if joined.claim.send(message).is_err() {
+            self.sessions.remove(node);
+        }
+    }
+
     fn send(&mut self, node: &str, assignments: Assignments) {
         let Some(joined) = self.sessions.get_mut(node) else { return };
         joined.at = assignments.results_in;
@@ -192,6 +207,9 @@ impl Follower {
                 Some(joined) => joined.claim.cancel.cancel(),
                 None => self.hub.forget(node),
             }
+        }
+        for node in &dirty.nodes_back {
+            self.ask_statuses(node);
         }
         let shared = self.shared(&dirty, &snapshot);
         let nodes: Vec<String> = if shared == Assignments::default() {
@@ -295,10 +313,18 @@ fn dirty(batch: &[Arc<Change>], snapshot: &Snapshot) -> Dirty {
             Kind::Node if snapshot.get::<Node>("", &change.key.name).is_none() => {
                 dirty.nodes_gone.insert(change.key.name.clone());
             }
+            Kind::Node if is_lost(&change.before) && !is_lost(&change.after) => {
+                dirty.nodes_back.insert(change.key.name.clone());
+            }
             _ => {}
         }
     }
     dirty
+}
+
+fn is_lost(node: &Option<Object>) -> bool {
+    let node = node.as_ref().and_then(Object::get::<Node>);
+    node.is_some_and(|node| node_ready_status(node) == "Unknown")
 }
 
 fn pod_changed(change: &Change, snapshot: &Snapshot, dirty: &mut Dirty) {

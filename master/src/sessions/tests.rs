@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use prost::Message;
 use serde_json::json;
 use timonier_master_core::op::{Op, Txn};
@@ -17,7 +17,7 @@ use timonier_proto::v1::{
     LatencyBeat, LatencyBeats, MasterMessage, MonitorRequest, NodeCapacity, PodStatusUpdate,
     PodStatuses, PodUsage, Welcome,
 };
-use timonier_proto::{Kind, Object, ObjectKey};
+use timonier_proto::{Kind, Kinded, Object, ObjectKey};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -294,6 +294,28 @@ async fn assignments_are_complete_once_then_increments_in_a_chain() {
     agent.say(Up::Statuses(statuses(8, &new, &status, true))).await;
     let gone = || master.store.snapshot().object(&key).is_none();
     eventually("the pod object to go", gone).await;
+}
+
+/// Cut off from the leader, this master kept its session: the pods that were called not ready
+/// meanwhile would stay so.
+#[tokio::test]
+async fn an_agent_whose_node_was_lost_meanwhile_tells_its_pods_again() {
+    let master = Master::start(DEADLINE).await;
+    let mut agent = master.dial(hello("n1", "a1")).await.unwrap();
+    agent.welcome().await;
+    assert!(agent.assignments().await.complete);
+    for status in ["True", "Unknown", "True"] {
+        let mut node = Node::clone(master.store.snapshot().get::<Node>("", "n1").unwrap());
+        node.metadata.resource_version = None;
+        node.status.get_or_insert_default().conditions = Some(vec![NodeCondition {
+            type_: "Ready".into(),
+            status: status.into(),
+            ..NodeCondition::default()
+        }]);
+        let op = Op::ReplaceStatus(node.into_object());
+        master.store.commit(Txn::of(vec![op])).await.unwrap();
+    }
+    assert!(matches!(agent.hear().await, Down::TellStatuses(_)));
 }
 
 fn statuses(batch: u64, pod: &Object, status: &serde_json::Value, terminated: bool) -> PodStatuses {

@@ -110,8 +110,15 @@ impl Inbox {
             tracing::warn!(master = from, "it stands for election, but is no member any more");
             return Err(InboxError::Foreign(format!("master {from} is no member of this cluster")));
         }
-        match self.store.shared.raft.vote(wire::read_vote_request(request)?).await {
-            Ok(reply) => Ok(wire::vote_reply(&reply)),
+        let request = wire::read_vote_request(request)?;
+        let last = request.last_log_id;
+        match self.store.shared.raft.vote(request).await {
+            Ok(reply) => {
+                if !reply.vote_granted && reply.last_log_id > last {
+                    self.store.shared.urged.notify_one();
+                }
+                Ok(wire::vote_reply(&reply))
+            }
             Err(RaftError::Fatal(error)) => Err(stopped(&error)),
             Err(RaftError::APIError(never)) => match never {},
         }

@@ -12,7 +12,7 @@ use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, 
 use tokio_util::sync::CancellationToken;
 
 use super::raft::{MasterNode, NodeId};
-use super::{Shared, Store};
+use super::{Shared, Store, election};
 
 /// A new master votes once it lacks at most so many entries.
 const CAUGHT_UP_ENTRIES: u64 = 64;
@@ -24,8 +24,6 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(50);
 /// A master that is to lead has this time to write what it lacks.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
-/// It stands for election so often, if it must.
-const ELECTIONS_MAX: u32 = 5;
 
 type ServerMetrics = openraft::metrics::RaftServerMetrics<NodeId, MasterNode>;
 
@@ -446,16 +444,8 @@ impl Store {
     }
 
     pub(super) async fn stand_for_election(&self) {
-        let mut leader = self.shared.leader.subscribe();
-        for _ in 0..ELECTIONS_MAX {
-            if self.shared.raft.trigger().elect().await.is_err() {
-                return;
-            }
-            let elected = leader.wait_for(|leads| *leads);
-            if tokio::time::timeout(LOOK_INTERVAL, elected).await.is_ok() {
-                return;
-            }
-        }
+        // A consensus that has stopped is told of elsewhere.
+        let _ = election::stand(&self.shared.raft).await;
     }
 }
 

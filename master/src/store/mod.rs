@@ -9,6 +9,7 @@ mod batcher;
 #[doc(hidden)]
 pub mod blocking;
 mod changes;
+mod election;
 mod error;
 mod folder;
 mod forward;
@@ -44,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use timonier_master_core::op::{Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Object;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -94,8 +95,8 @@ pub struct StoreConfig {
     pub commit_timeout: Duration,
     /// Between several masters only: a single one sends none.
     pub heartbeat: Duration,
-    /// A master that has not heard of the leader for so long stands for election; some wait up to
-    /// 1.3 times as long.
+    /// A master that has not heard of the leader for so long stands for election, at the latest
+    /// after 1.25 times as long.
     pub election_timeout: Duration,
     pub start: Start,
     /// Of this master, for people.
@@ -194,6 +195,8 @@ struct Shared {
     election_timeout: Duration,
     opened: Instant,
     leader: watch::Sender<bool>,
+    /// To stand for election: a candidate cannot win, but this master can.
+    urged: Arc<Notify>,
     leader_id: watch::Sender<Option<u64>>,
     members: watch::Sender<Vec<Member>>,
     /// The leadership is being handed over.

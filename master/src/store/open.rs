@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use openraft::{Config, ServerState, SnapshotPolicy};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{self, Batcher, QUEUE_MAX};
+use super::election::{self, Election};
 use super::folder::Folder;
 use super::keyring::Keyring;
 use super::log::{self, Log, OpenedLog, Space};
@@ -33,9 +34,6 @@ const ENTRIES_KEPT: std::ops::RangeInclusive<u64> = 100..=2_000;
 const APPEND_ENTRIES_MAX: u64 = 64;
 /// Bytes of a snapshot that travel at once.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Votes rarely split, because masters wait differently long: the last one waits this part of the
-/// election timeout longer than the first.
-const STAGGER: f64 = 0.3;
 /// Smallest size of a log file: a few entries must fit.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Largest: places in it are counted in 32 bits.
@@ -55,7 +53,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         .map_err(|error| StoreError::Raft(format!("read the store: {error}")))??;
     let Files { folder, log, machine } = files;
     let id = folder.identity.node_id;
-    let raft_config = raft_config(&config, id).validate().map_err(raft_error)?;
+    let raft_config = raft_config(&config).validate().map_err(raft_error)?;
     let state_machine = Machine::new(machine.clone());
     let transport = config.transport.clone().unwrap_or_else(|| Arc::new(NoTransport));
     let links = Arc::new(Links::new(id, machine.cluster_id.clone(), transport));
@@ -94,7 +92,11 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         bytes_max: txn_bytes_max,
         paused: paused.subscribe(),
     };
+    let urged = Arc::new(Notify::new());
+    let election =
+        Election { id, raft: raft.clone(), timeout: config.election_timeout, urged: urged.clone() };
     let tasks = vec![
+        tokio::spawn(election.run(closing.clone())),
         tokio::spawn(batcher.run()),
         tokio::spawn(snapshotter::run(machine.clone(), raft.clone(), closing.clone())),
         tokio::spawn(observe(
@@ -120,6 +122,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         election_timeout: config.election_timeout,
         opened: Instant::now(),
         leader,
+        urged,
         leader_id,
         members,
         paused,
@@ -201,19 +204,10 @@ fn check_reach(
     })
 }
 
-/// Openraft's followers stand for election after its lease and its timeout together, and both are
-/// bounded by the same number. So both are half of what is asked for, a little more for some
-/// masters than for others.
-fn raft_config(config: &StoreConfig, id: NodeId) -> Config {
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let rank = (id % 3) as f64 / 2.0;
-    let half = config.election_timeout.mul_f64((1.0 + STAGGER * rank) / 2.0);
-    let half = millis(half).max(3);
-    Config {
+fn raft_config(config: &StoreConfig) -> Config {
+    let mut raft = Config {
         cluster_name: "timonier".to_owned(),
-        heartbeat_interval: millis(config.heartbeat).clamp(1, half - 2),
-        election_timeout_min: half - 1,
-        election_timeout_max: half,
+        heartbeat_interval: u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX),
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_max_chunk_size: CHUNK_BYTES,
         install_snapshot_timeout: 10_000,
@@ -222,7 +216,9 @@ fn raft_config(config: &StoreConfig, id: NodeId) -> Config {
         max_in_snapshot_log_to_keep: (config.snapshot_entries / KEPT_PART)
             .clamp(*ENTRIES_KEPT.start(), *ENTRIES_KEPT.end()),
         ..Config::default()
-    }
+    };
+    election::configure(&mut raft, config.election_timeout);
+    raft
 }
 
 /// Makes the cluster at the first start. The only voter leads at once, without waiting for an

@@ -257,6 +257,14 @@ async fn one_far_behind_gets_a_snapshot_under_load() {
     c.linearize().await.unwrap();
     assert!(c.status().snapshots >= 1, "it was not sent one");
     assert!(c.snapshot() == a.snapshot());
+    // The log goes on after the snapshot, not after what it had before: also for a new start.
+    put(&a, "after", "1").await.unwrap();
+    c.linearize().await.unwrap();
+    cluster.kill(c).await;
+    put(&a, "after", "2").await.unwrap();
+    let c = cluster.open("c", Start::First).await;
+    c.linearize().await.unwrap();
+    assert_eq!(value(&c, "after").as_deref(), Some("2"));
     close([a, b, c]).await;
 }
 

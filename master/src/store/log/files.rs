@@ -74,6 +74,7 @@ impl Files {
             files.cut_torn(offset, index)?;
         }
         files.set_spare_aside();
+        files.leave_behind()?;
         if files.segments.is_empty() {
             if begun && !files.discards_from(files.next_index()) {
                 return Err(files.missing(1));
@@ -81,6 +82,18 @@ impl Files {
             files.create_first()?;
         }
         Ok((files, committed_next))
+    }
+
+    /// Where a snapshot reached further than the log, what comes next does not follow on its records:
+    /// goes on in another file, and removes those that hold nothing but what was purged.
+    fn leave_behind(&mut self) -> Result<(), StoreError> {
+        let Some(purged) = self.purged else { return Ok(()) };
+        if self.ends_before(purged) && !self.rotate() {
+            let number = self.segments.back().map_or(0, |last| last.number) + 1;
+            let next = Segment::create(&self.dir, number, self.capacity);
+            self.segments.push_back(next.map_err(StoreError::io("make a log file in", &self.dir))?);
+        }
+        self.purge(purged).map_err(StoreError::io("remove log files in", &self.dir))
     }
 
     fn create_first(&mut self) -> Result<(), StoreError> {
@@ -147,11 +160,16 @@ impl Files {
 
     fn open_segment(&self, number: u64) -> Result<Opened, StoreError> {
         let (mut segment, bytes) = Segment::open(&self.dir, number)?;
-        let next = self.last_in_files().map(|last| last.index + 1);
-        let found = scan(&bytes, number, segment.capacity, next);
+        let last = self.last_in_files();
+        let jumps = self.purged.is_some_and(|purged| self.ends_before(purged));
+        let next = last.map(|last| last.index + 1);
+        let found = scan(&bytes, number, segment.capacity, next.filter(|_| !jumps));
         drop(bytes);
         segment.places = found.places;
         segment.end = found.end;
+        if jumps {
+            self.check_jump(&segment)?;
+        }
         let index = segment.last().map_or(self.next_index(), |last| last.index + 1);
         let committed_next = found.committed_next;
         let mut opened = Opened { segment, committed_next, torn: None, ended: false };
@@ -172,6 +190,19 @@ impl Files {
             }
         }
         Ok(opened)
+    }
+
+    /// A snapshot came between this segment and the last one: the gap is what it holds.
+    fn check_jump(&self, segment: &Segment) -> Result<(), StoreError> {
+        let Some(first) = segment.places.first() else { return Ok(()) };
+        let begin = self.last_in_files().map_or(0, |last| last.index + 1);
+        let end = self.purged.map_or(0, |purged| purged.index + 1);
+        let found = first.log_id.index;
+        if (begin..=end).contains(&found) {
+            return Ok(());
+        }
+        let why = format!("an entry from {begin} to {end} was expected, not {found}");
+        Err(self.damaged(&segment.path, first.offset, begin, why))
     }
 
     /// The index of the entry that comes after those found so far.
@@ -293,6 +324,11 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Its last record is of an entry before that one.
+    pub fn ends_before(&self, purged: LogId) -> bool {
+        self.last_in_files().is_some_and(|last| last.index < purged.index)
     }
 
     /// Removes the files that hold nothing after `purged`.

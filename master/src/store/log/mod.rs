@@ -346,6 +346,8 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        // A snapshot may reach further than the log: what was not applied never will be.
+        self.shared.applied(upto.index);
         self.ask(|answer| Command::Purge(upto, answer)).await
     }
 }

@@ -127,14 +127,14 @@ impl Segment {
     }
 
     /// Makes everything from `offset` on zeros again, on the disk when this returns, and the file
-    /// its full size.
+    /// its full size. From the back, so that a crash leaves no gap.
     pub fn cut(&mut self, offset: u64, index: u64) -> io::Result<()> {
         let length = self.file.metadata()?.len();
-        let mut at = offset;
-        while at < length {
-            let bytes = usize::try_from(length - at).unwrap_or(usize::MAX).min(ZEROS.len());
-            self.file.write_all_at(&ZEROS[..bytes], at)?;
-            at += bytes as u64;
+        let mut end = length;
+        while end > offset {
+            let bytes = usize::try_from(end - offset).unwrap_or(usize::MAX).min(ZEROS.len());
+            end -= bytes as u64;
+            self.file.write_all_at(&ZEROS[..bytes], end)?;
         }
         if length < self.capacity {
             reserve(&self.file, self.capacity)?;

@@ -106,15 +106,24 @@ impl Writer {
                 let _ = answer.send(self.shared.truncate(index));
             }
             Command::Purge(purged, answer) => {
-                let saved = self.state.save_purged(purged);
-                self.synced();
-                let _ = answer.send(saved.and_then(|()| self.shared.files().purge(purged)));
+                let result = self.purge(purged);
+                let _ = answer.send(result);
             }
             Command::BeginFile(answer) => {
                 let _ = answer.send(self.begin_file());
             }
         }
         next
+    }
+
+    fn purge(&mut self, purged: LogId) -> io::Result<()> {
+        self.state.save_purged(purged)?;
+        self.synced();
+        // What comes next does not follow on the records of that file.
+        if self.shared.files().ends_before(purged) {
+            self.next_file()?;
+        }
+        self.shared.files().purge(purged)
     }
 
     fn append(&mut self, appends: Vec<(Vec<Pending>, LogFlushed<Types>)>) {

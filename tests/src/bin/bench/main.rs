@@ -2,19 +2,23 @@
 //! stdout. Peers run in the same process run, interleaved with ours; figures are medians of rounds.
 
 mod agent_footprint;
+mod etcd;
+mod failover;
 mod master_footprint;
 mod node_loss;
+mod simulated;
 mod start_200;
 mod store_writes;
 mod swarm;
 mod telemetry;
+mod tls_storm;
 
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: &str =
-    "start-200, agent-footprint, master-footprint, telemetry, store-writes, node-loss";
+const NAMES: &str = "start-200, agent-footprint, master-footprint, telemetry, store-writes, \
+                     node-loss, failover, tls-storm";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -26,6 +30,8 @@ async fn main() -> ExitCode {
         "telemetry" => telemetry::run().await,
         "store-writes" => store_writes::run().await,
         "node-loss" => node_loss::run().await,
+        "failover" => failover::run().await,
+        "tls-storm" => tls_storm::run().await,
         other => {
             eprintln!("error: no benchmark is called {other:?}\nhint: one of {NAMES}");
             return ExitCode::from(2);

@@ -1,30 +1,30 @@
 //! 1 KiB transactions through gRPC with 1 and 64 concurrent writers, beside etcd with a like client
-//! on the same disk: same connections, same number of keys, same size, both durable.
+//! on the same disk: same connections, same number of keys, same size, both durable. Then the same
+//! with three members each, all writers at the one that leads.
 
 use std::fmt::Write;
 use std::future::Future;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use timonier_identity::Subject;
+use anyhow::{Context, Result};
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::v1::{CommitRequest, CreateRequest, UpdateRequest, WriteOp, write_op};
 use timonier_tests::cluster::{Cluster, Options};
 use timonier_tests::measure::{Figures, percentile};
-use tonic::transport::{Channel, Endpoint};
 
-#[allow(clippy::all, missing_docs, unused_qualifications)]
-mod etcd {
-    tonic::include_proto!("etcdserverpb");
-}
+use crate::etcd::Etcd;
+use crate::etcd::proto::PutRequest;
+use crate::etcd::proto::kv_client::KvClient;
 
 const KEYS: usize = 1024;
 const VALUE_BYTES: usize = 1024;
 const CONNECTIONS: usize = 8;
 const WRITERS: usize = 64;
+/// Of a cluster that bears the loss of one.
+const MEMBERS: usize = 3;
+/// etcd's defaults, and ours: heartbeat and election timeout in milliseconds.
+const ETCD_TIMING: (u64, u64) = (100, 1000);
 const WINDOW: Duration = Duration::from_secs(8);
 const WARM_UP: Duration = Duration::from_secs(1);
 
@@ -32,10 +32,14 @@ pub async fn run() -> Result<String> {
     super::set_up("etcd")?;
     let mut figures = Figures::default();
     for round in 1..=super::rounds() {
-        let ours = ours().await?;
+        let ours = our_writes(1).await?;
         eprintln!("round {round}: ours {ours:?}");
-        let etcd = etcd_writes().await?;
+        let etcd = etcd_writes(1).await?;
         eprintln!("round {round}: etcd {etcd:?}");
+        let ours3 = our_writes(MEMBERS).await?;
+        eprintln!("round {round}: ours with {MEMBERS} masters {ours3:?}");
+        let etcd3 = etcd_writes(MEMBERS).await?;
+        eprintln!("round {round}: etcd with {MEMBERS} members {etcd3:?}");
         figures.add(&[
             ("ours_1_p50_us", ours.one_p50_us),
             ("ours_64_per_s", ours.many_per_s),
@@ -44,6 +48,13 @@ pub async fn run() -> Result<String> {
             ("etcd_64_per_s", etcd.many_per_s),
             ("etcd_64_p99_ms", etcd.many_p99_ms),
             ("vs_etcd", ours.many_per_s / etcd.many_per_s),
+            ("ours3_1_p50_us", ours3.one_p50_us),
+            ("ours3_64_per_s", ours3.many_per_s),
+            ("ours3_64_p99_ms", ours3.many_p99_ms),
+            ("etcd3_1_p50_us", etcd3.one_p50_us),
+            ("etcd3_64_per_s", etcd3.many_per_s),
+            ("etcd3_64_p99_ms", etcd3.many_p99_ms),
+            ("vs_etcd3", ours3.many_per_s / etcd3.many_per_s),
         ]);
     }
     Ok(figures.line("store-writes", &[]))
@@ -100,20 +111,13 @@ where
     Ok((all, start.elapsed().as_secs_f64()))
 }
 
-async fn channels(address: &str) -> Result<Vec<Channel>> {
+async fn our_writes(masters: usize) -> Result<Speeds> {
+    let mut cluster = Cluster::start(Options { masters, ..Options::default() }).await?;
+    let leader = cluster.leader().await?;
+    let admin = cluster.admin()?;
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-        channels.push(endpoint.connect().await?);
-    }
-    Ok(channels)
-}
-
-async fn ours() -> Result<Speeds> {
-    let mut cluster = Cluster::start(Options::default()).await?;
-    let mut channels = Vec::new();
-    for _ in 0..CONNECTIONS {
-        channels.push(cluster.dial(&Subject::admin()).await?);
+        channels.push(cluster.dial(leader, &admin).await?);
     }
     let mut client = ControlClient::new(channels[0].clone());
     for key in 0..KEYS {
@@ -155,14 +159,17 @@ fn value(bytes: usize) -> String {
     text
 }
 
-async fn etcd_writes() -> Result<Speeds> {
-    let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir()?;
-    let server = Etcd::start(dir.path())?;
-    let channels = wait_etcd(&server.address).await?;
+async fn etcd_writes(members: usize) -> Result<Speeds> {
+    let server = Etcd::start(members, ETCD_TIMING).await?;
+    let leader = server.leader().await?;
+    let mut channels = Vec::new();
+    for _ in 0..CONNECTIONS {
+        channels.push(server.channel(leader)?);
+    }
     measure(move |writer, key| {
-        let mut client = etcd::kv_client::KvClient::new(channels[writer % CONNECTIONS].clone());
+        let mut client = KvClient::new(channels[writer % CONNECTIONS].clone());
         async move {
-            let put = etcd::PutRequest {
+            let put = PutRequest {
                 key: format!("/bench/{key}").into_bytes().into(),
                 value: value(VALUE_BYTES).into_bytes().into(),
             };
@@ -171,53 +178,4 @@ async fn etcd_writes() -> Result<Speeds> {
         }
     })
     .await
-}
-
-async fn wait_etcd(address: &str) -> Result<Vec<Channel>> {
-    timonier_tests::wait::until("etcd to answer", Duration::from_secs(20), || async {
-        let channels = channels(address).await?;
-        let mut client = etcd::kv_client::KvClient::new(channels[0].clone());
-        client.put(etcd::PutRequest { key: "ready".into(), value: "".into() }).await?;
-        Ok(channels)
-    })
-    .await
-}
-
-struct Etcd {
-    child: Child,
-    address: String,
-}
-
-impl Etcd {
-    fn start(dir: &Path) -> Result<Self> {
-        let address = format!("127.0.0.1:{}", free_port()?);
-        let peer = format!("http://127.0.0.1:{}", free_port()?);
-        let client = format!("http://{address}");
-        let child = Command::new("etcd")
-            .args(["--name", "bench", "--logger", "zap", "--log-level", "error"])
-            .arg("--data-dir")
-            .arg(dir.join("etcd"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("bench={peer}")])
-            .args(["--quota-backend-bytes", "8589934592"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start etcd")?;
-        ensure!(child.id() > 0, "etcd has no process");
-        Ok(Self { child, address })
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -7,22 +7,23 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use timonier_identity::{DialOptions, Identity, Subject, dial};
+use timonier_proto::v1::MonitorRequest;
 use timonier_proto::v1::agent_client::AgentClient;
 use timonier_proto::v1::agent_message::Message as Up;
-use timonier_proto::v1::{AgentMessage, Heartbeat, Hello, HostUsage, MonitorRequest, NodeCapacity};
 use timonier_tests::cluster::{Cluster, Options};
 use timonier_tests::measure::{Figures, cpu_time, percentile};
 use timonier_tests::wait;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::simulated::{BEAT, beat, hello, message, node_name, unix_ms};
+
 const AGENTS: usize = 1000;
-const BEAT: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(5);
 const MONITOR_MS: u32 = 1000;
@@ -68,7 +69,7 @@ async fn push() -> Result<Pushed> {
         Cluster::start(Options { cluster_range: range, ..Options::default() }).await?;
     let mut agents = tokio::task::JoinSet::new();
     for index in 0..AGENTS {
-        let identity = cluster.identity(&Subject::node(&format!("sim-{index}")))?;
+        let identity = cluster.identity(&Subject::node(&node_name(index)))?;
         agents.spawn(simulate(cluster.address(), identity, index));
     }
     wait::until("all simulated agents to be seen", Duration::from_secs(60), || async {
@@ -120,58 +121,6 @@ async fn simulate(address: String, identity: Identity, index: usize) -> Result<(
             }
         }
     }
-}
-
-fn message(up: Up) -> AgentMessage {
-    AgentMessage { message: Some(up) }
-}
-
-fn hello(index: usize) -> Hello {
-    Hello {
-        node_name: format!("sim-{index}"),
-        boot_id: format!("boot-{index}"),
-        agent_id: format!("agent-{index}"),
-        version: env!("CARGO_PKG_VERSION").into(),
-        address: format!("10.0.{}.{}", index / 250, index % 250 + 1),
-        capacity: Some(NodeCapacity {
-            cpu_millis: 4000,
-            memory_bytes: 8 << 30,
-            pods: 110,
-            ..Default::default()
-        }),
-        runtime: "simulated".into(),
-        ..Default::default()
-    }
-}
-
-/// A heartbeat whose disk figure carries the time it was made, so that a reader can tell how old
-/// what it sees is.
-fn beat(sequence: u64, index: usize) -> AgentMessage {
-    let now = unix_ms();
-    message(Up::Heartbeat(Heartbeat {
-        sequence,
-        sent_unix_ms: now,
-        host: Some(HostUsage {
-            cpu_percent: (index % 100) as f32 + fastrand::f32(),
-            memory_percent: 40.0 + fastrand::f32(),
-            memory_used_bytes: 3 << 30,
-            memory_total_bytes: 8 << 30,
-            load1: 0.5,
-            load5: 0.4,
-            load15: 0.3,
-            disk_used_bytes: now as u64,
-            disk_total_bytes: 1 << 40,
-            net_rx_bytes_per_s: 120_000,
-            net_tx_bytes_per_s: 80_000,
-            cores: 4,
-        }),
-        ..Default::default()
-    }))
-}
-
-fn unix_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
-    i64::try_from(now.as_millis()).expect("the time fits")
 }
 
 async fn monitor_once(cluster: &Cluster) -> Result<usize> {

@@ -1,0 +1,211 @@
+//! Hosts on one machine: a network namespace each, all on one bridge, so that the network between
+//! any two of them can be cut, each direction by itself.
+//!
+//! Only the network is apart: processes share the machine's files and its Docker.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::FlockOperation;
+
+/// So many runs may be at it at the same time.
+const NETWORKS: std::ops::RangeInclusive<u8> = 71..=78;
+/// The host's side of its link to the bridge.
+const LINK: &str = "eth0";
+/// nftables' name of what is cut.
+const TABLE: &str = "cut";
+
+/// Dropping it removes links, namespaces and rules.
+pub struct Hosts {
+    network: u8,
+    count: usize,
+    _lock: File,
+}
+
+/// Which packets of a host are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    In,
+    Out,
+}
+
+/// Whom a host is cut off from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// Other masters, agents, and people.
+    Everyone,
+    Host(usize),
+}
+
+impl Hosts {
+    pub fn make(count: usize) -> Result<Self> {
+        let (network, lock) = free_network()?;
+        let made = Self { network, count, _lock: lock };
+        made.remove();
+        let bridge = made.bridge();
+        run("ip", &["link", "add", &bridge, "type", "bridge"])?;
+        run("ip", &["addr", "add", &format!("10.98.{network}.1/24"), "dev", &bridge])?;
+        run("ip", &["link", "set", &bridge, "up"])?;
+        // Docker lets nothing pass that it does not know.
+        for side in ["-i", "-o"] {
+            run("iptables", &["-I", "FORWARD", side, &bridge, "-j", "ACCEPT"])?;
+        }
+        for host in 0..count {
+            made.add(host)?;
+        }
+        Ok(made)
+    }
+
+    fn add(&self, host: usize) -> Result<()> {
+        let (namespace, outer) = (self.namespace(host), format!("{}{host}", self.bridge()));
+        run("ip", &["netns", "add", &namespace])?;
+        run("ip", &["link", "add", &outer, "type", "veth", "peer", LINK, "netns", &namespace])?;
+        run("ip", &["link", "set", &outer, "master", &self.bridge(), "up"])?;
+        let within = |args: &[&str]| run("ip", &[&["-n", namespace.as_str()], args].concat());
+        within(&["addr", "add", &format!("{}/24", self.address(host)), "dev", LINK])?;
+        within(&["link", "set", LINK, "up"])?;
+        within(&["link", "set", "lo", "up"])
+    }
+
+    fn bridge(&self) -> String {
+        format!("tmchaos{}", self.network)
+    }
+
+    fn namespace(&self, host: usize) -> String {
+        format!("{}-{host}", self.bridge())
+    }
+
+    pub fn address(&self, host: usize) -> String {
+        format!("10.98.{}.{}", self.network, host + 10)
+    }
+
+    /// What starts a program on that host; it becomes the program.
+    pub fn within(&self, host: usize) -> Vec<String> {
+        ["ip", "netns", "exec", &self.namespace(host)].map(str::to_owned).to_vec()
+    }
+
+    /// Drops what a host gets or sends.
+    pub fn cut(&self, host: usize, direction: Direction, from: From) -> Result<()> {
+        let (hook, link, end) = match direction {
+            Direction::In => ("input", "iifname", "saddr"),
+            Direction::Out => ("output", "oifname", "daddr"),
+        };
+        let whom = match from {
+            From::Everyone => String::new(),
+            From::Host(other) => format!("ip {end} {} ", self.address(other)),
+        };
+        let rules = format!(
+            "add table inet {TABLE}\n\
+             add chain inet {TABLE} {hook} {{ type filter hook {hook} priority 0; policy accept; }}\n\
+             add rule inet {TABLE} {hook} {link} {LINK} {whom}drop\n"
+        );
+        let namespace = self.namespace(host);
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &namespace, "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("start nft")?;
+        child.stdin.take().context("nft has no standard input")?.write_all(rules.as_bytes())?;
+        ensure!(child.wait()?.success(), "nft refused the rules of {namespace}");
+        Ok(())
+    }
+
+    pub fn heal(&self) -> Result<()> {
+        for host in 0..self.count {
+            let namespace = self.namespace(host);
+            run("ip", &["netns", "exec", &namespace, "nft", "flush", "ruleset"])?;
+        }
+        Ok(())
+    }
+
+    /// Also what an earlier run that was killed may have left; nothing of it need be there.
+    fn remove(&self) {
+        for host in 0..self.count {
+            quietly(Command::new("ip").args(["netns", "del", &self.namespace(host)]));
+        }
+        quietly(Command::new("ip").args(["link", "del", &self.bridge()]));
+        for side in ["-i", "-o"] {
+            let rule = ["-D", "FORWARD", side, &self.bridge(), "-j", "ACCEPT"];
+            quietly(Command::new("iptables").args(rule));
+        }
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// One that no other run has; it is this one's until the lock is dropped.
+fn free_network() -> Result<(u8, File)> {
+    for network in NETWORKS {
+        let path = std::env::temp_dir().join(format!("timonier-chaos-{network}.lock"));
+        let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok((network, file));
+        }
+    }
+    anyhow::bail!("all networks for chaos are taken by other runs")
+}
+
+pub fn quietly(command: &mut Command) {
+    // Whether it was there to be removed does not matter.
+    let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
+
+fn run(program: &str, args: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("run {program} {}", args.join(" ")))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {}", args.join(" "), complaint.trim());
+    Ok(())
+}
+
+/// A small file system of its own in memory, so that it can be filled. Unmounted when dropped.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub fn mount(folder: PathBuf, mib: u64) -> Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        let target = folder.to_string_lossy().into_owned();
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", &target])?;
+        Ok(Self(folder))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    /// Takes what is left of the space.
+    pub fn fill(&self) -> Result<()> {
+        let mut file = File::create(self.filler())?;
+        let block = vec![0; 1 << 16];
+        loop {
+            match file.write_all(&block) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error).context("fill the disk"),
+            }
+        }
+    }
+
+    pub fn free(&self) -> Result<()> {
+        std::fs::remove_file(self.filler()).context("free the disk")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        quietly(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
