@@ -115,8 +115,7 @@ async fn run_agent(config: RunConfig) -> Result<()> {
     let joining = membership(&config);
     let membership = tokio::select! {
         membership = joining => membership?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = stops.next() => return Ok(()),
     };
     let session = Session::new(
         SessionConfig {

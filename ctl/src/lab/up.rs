@@ -56,7 +56,6 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     lab.save(state.clone())?;
     let started = Instant::now();
     let spinner = Spinner::start(&ctx.out);
-    let address = format!("127.0.0.1:{}", state.port);
     spinner.say("starting the master");
     let record = match running {
         Some(record) => record,
@@ -64,7 +63,8 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     };
     let client = await_master(&lab, &state.addresses(), &record).await?;
     masters::start_others(&lab, &state, &client, &master, &spinner).await?;
-    use_context(ctx, &lab, &state.addresses())?;
+    let addresses = state.addresses();
+    use_context(ctx, &lab, &addresses)?;
 
     spinner.say(format!("starting {agents} agents"));
     let mut records = Vec::new();

@@ -137,6 +137,7 @@ impl Audit {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the writer has a thread of its own")]
 fn write_all(mut log: Log, mut records: mpsc::Receiver<Record>, lost: &AtomicU64) {
     let mut batch = Vec::with_capacity(BATCH_RECORDS_MAX);
     let mut text = Vec::new();
