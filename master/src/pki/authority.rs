@@ -160,8 +160,11 @@ impl Pki {
             let text = format!(
                 "the certificate of {name} expires at {until} and has not been renewed; hint: see timonctl certificate status"
             );
-            let warning = match certificate.node().and_then(|node| snapshot.get::<Node>("", node)) {
-                Some(node) => recorder.warning(&**node, REASON, text),
+            let node = certificate.node().map(|node| snapshot.get::<Node>("", node));
+            let warning = match node {
+                Some(Some(node)) => recorder.warning(&**node, REASON, text),
+                // It has left.
+                Some(None) => continue,
                 None => match snapshot.get::<Secret>(CA_NAMESPACE, CA_NAME) {
                     Some(ca) => recorder.warning(&**ca, REASON, text),
                     None => continue,
@@ -176,15 +179,19 @@ impl Pki {
         }
     }
 
-    /// Certificates that should have been renewed by now, the CA's among them; those that have
-    /// expired are not worth a word any more.
+    /// Certificates that should have been renewed by now: the CA's, this master's, nodes' and people's.
+    /// Those that have expired are not worth a word any more.
     fn late(&self, now: i64) -> Vec<PeerCertificate> {
         let late = |certificate: &PeerCertificate| {
             let left = certificate.not_after - now;
             left > 0 && left < (certificate.not_after - certificate.not_before) / LATE_PART
         };
-        let mut known: Vec<PeerCertificate> =
-            self.known().values().filter(|certificate| late(certificate)).cloned().collect();
+        let mut known: Vec<PeerCertificate> = self
+            .known()
+            .values()
+            .filter(|one| one.master().is_none() && late(one))
+            .cloned()
+            .collect();
         known.extend(self.authority().certificate().ok().filter(late));
         known.extend(self.identity().own().filter(late));
         known

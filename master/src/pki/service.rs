@@ -185,14 +185,14 @@ impl Trust for TrustDoor {
             certificates.push(replaced);
         }
         certificates.extend(self.pki.identity().own().map(|own| state("Master", &own)));
+        let own = self.pki.identity().own().map(|own| own.name).unwrap_or_default();
         let mut known: Vec<CertificateState> = self
             .pki
             .known()
             .values()
-            .filter(|certificate| certificate.master().is_none())
-            .map(|certificate| {
-                state(if certificate.node().is_some() { "Node" } else { "Person" }, certificate)
-            })
+            // A master that joins has no number yet.
+            .filter(|one| one.name != own && one.master() != Some("0"))
+            .map(|one| state(kind(one), one))
             .collect();
         known.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         certificates.extend(known);
@@ -230,6 +230,14 @@ impl Trust for TrustDoor {
         let validity = if ttl_s == 0 { longest } else { Duration::from_secs(ttl_s).min(longest) };
         let subject = Subject::person(&name, &groups);
         self.signed_for(&request_pem, &subject, validity).map(Response::new)
+    }
+}
+
+fn kind(certificate: &PeerCertificate) -> &'static str {
+    match (certificate.master(), certificate.node()) {
+        (Some(_), _) => "Master",
+        (_, Some(_)) => "Node",
+        _ => "Person",
     }
 }
 
