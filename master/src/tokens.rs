@@ -124,6 +124,14 @@ fn entry<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a [u8]> {
     keys.data.as_ref()?.get(name).map(|value| value.0.as_slice())
 }
 
+/// A life that is asked for, in seconds, brought within the bounds; 0 asks for the default.
+pub fn life_s(asked: u64) -> u64 {
+    match asked {
+        0 => LIFE_SECONDS_DEFAULT,
+        asked => asked.clamp(LIFE_SECONDS_MIN, LIFE_SECONDS_MAX),
+    }
+}
+
 /// A token of that service account, for those audiences (none: the masters), that lives
 /// `life_seconds` (brought within the bounds) from `now`; and when it ends.
 pub fn sign(
@@ -134,16 +142,27 @@ pub fn sign(
     life_seconds: u64,
     now: Timestamp,
 ) -> Result<(String, Timestamp), TokenError> {
+    let id = uuid::Uuid::new_v4().to_string();
+    sign_as(snapshot, account, audiences, pod, life_seconds, now, id)
+}
+
+/// [`sign`], with the token's id: the same state, time and id give the same token.
+pub fn sign_as(
+    snapshot: &Snapshot,
+    account: &ServiceAccount,
+    audiences: &[String],
+    pod: Option<Named>,
+    life_seconds: u64,
+    now: Timestamp,
+    id: String,
+) -> Result<(String, Timestamp), TokenError> {
     let kid = entry(snapshot, CURRENT)
         .and_then(|kid| std::str::from_utf8(kid).ok())
         .ok_or(TokenError::NoKey)?;
     let pair = entry(snapshot, kid)
         .and_then(|document| Ed25519KeyPair::from_pkcs8(document).ok())
         .ok_or(TokenError::NoKey)?;
-    let life = match life_seconds {
-        0 => LIFE_SECONDS_DEFAULT,
-        asked => asked.clamp(LIFE_SECONDS_MIN, LIFE_SECONDS_MAX),
-    };
+    let life = life_s(life_seconds);
     let (at, meta) = (now.as_second(), &account.metadata);
     let namespace = meta.namespace.clone().unwrap_or_default();
     let name = meta.name.clone().unwrap_or_default();
@@ -155,7 +174,7 @@ pub fn sign(
         exp,
         nbf: at,
         iat: at,
-        jti: uuid::Uuid::new_v4().to_string(),
+        jti: id,
         bound: Bound {
             namespace,
             serviceaccount: Named { name, uid: uid_of(meta).to_owned() },

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccountTokenProjection};
 use serde::{Deserialize, Serialize};
 
 use crate::secret::RegistryCredentials;
@@ -22,9 +22,19 @@ pub struct CompiledPod {
     /// What its image pull secrets hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryCredentials>,
+    /// Tokens of its service account that its volumes show, by [`token_key`]; absent where there is
+    /// none to be had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tokens: BTreeMap<String, String>,
     /// Latency measurements wanted of this pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub latency: Vec<LatencyMeasurement>,
+}
+
+/// Under which a compiled pod has the token: equal ones share it.
+pub fn token_key(token: &ServiceAccountTokenProjection) -> String {
+    let life_s = token.expiration_seconds.unwrap_or_default();
+    format!("{life_s} {}", token.audience.as_deref().unwrap_or_default())
 }
 
 /// Without what its secrets keep.
@@ -35,6 +45,7 @@ impl fmt::Debug for CompiledPod {
             .field("config_maps", &self.config_maps)
             .field("secrets", &self.secrets.keys())
             .field("registries", &self.registries)
+            .field("tokens", &self.tokens.keys())
             .field("latency", &self.latency)
             .finish()
     }

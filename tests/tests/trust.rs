@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use timonier_identity::PeerCertificate;
-use timonier_proto::v1::WatchRequest;
+use timonier_identity::{DialOptions, Identity, PeerCertificate, Trust, dial, unix_now};
+use timonier_proto::v1::control_client::ControlClient;
+use timonier_proto::v1::{WatchRequest, WhoAmIRequest};
 use timonier_tests::cluster::{Cluster, Options, binary};
 use timonier_tests::wait;
 
@@ -46,7 +47,12 @@ async fn all_is_renewed_while_streams_go_on() -> Result<()> {
     .await?;
     ensure!(last.issuer != first.issuer, "the old CA still signs");
 
-    // The first certificate has ended by now, its session has not.
+    let first_ends = first.not_after;
+    wait::until("the first certificate to end", MINUTE, || async move {
+        ensure!(unix_now() > first_ends, "it is still valid");
+        Ok(())
+    })
+    .await?;
     cluster.ctl(&["create", "configmap", "late", "--from-literal", "a=b"]).await?.ok()?;
     let seen = async {
         while let Some(event) = events.message().await? {
@@ -99,4 +105,60 @@ async fn a_token_lets_a_node_in_until_it_is_revoked() -> Result<()> {
     std::fs::remove_file(cluster.master_dir().join("node-token"))?;
     cluster.start_agent(0)?;
     cluster.wait_nodes_ready().await
+}
+
+const ROBOT: &str = r#"
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: robot}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: robot}
+spec:
+  serviceAccountName: robot
+  containers:
+  - name: web
+    image: timonier/web:v1
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    volumeMounts: [{name: vault, mountPath: /vault}]
+  volumes:
+  - name: vault
+    projected:
+      sources:
+      - serviceAccountToken: {path: token, audience: vault, expirationSeconds: 600}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_the_token_of_its_service_account() -> Result<()> {
+    let cluster = Cluster::start(Options { agents: 1, ..Options::default() }).await?;
+    cluster.apply(ROBOT).await?;
+    let wait = ["wait", "--for", "condition=Ready", "pod/robot", "--timeout", "30s"];
+    cluster.ctl(&wait).await?.ok()?;
+    let cat = async |path: &str| -> Result<String> {
+        let exec = ["exec", "robot", "--", "/web", "--cat", path, "--exit-after-ms", "0"];
+        cluster.ctl(&[&exec[..], &["--exit-code", "0"]].concat()).await?.ok()
+    };
+    let folder = "/var/run/secrets/kubernetes.io/serviceaccount";
+    ensure!(cat(&format!("{folder}/namespace")).await?.trim() == "default");
+    ensure!(cat(&format!("{folder}/ca.crt")).await?.contains("BEGIN CERTIFICATE"));
+    let token = cat(&format!("{folder}/token")).await?;
+    ensure!(token.trim() != cat("/vault/token").await?.trim(), "audiences differ");
+
+    // It opens the masters' door as its service account, and for another audience it does not.
+    let nobody = Identity::new(None, Trust::Bundle(cat(&format!("{folder}/ca.crt")).await?))?;
+    let channel = dial(&cluster.address(), &nobody, &DialOptions::default()).await?;
+    let who = async |token: &str| {
+        let mut request = tonic::Request::new(WhoAmIRequest {});
+        let bearer = format!("Bearer {}", token.trim()).parse().expect("a token is plain text");
+        request.metadata_mut().insert("authorization", bearer);
+        ControlClient::new(channel.clone()).who_am_i(request).await
+    };
+    ensure!(who(&token).await?.into_inner().name == "system:serviceaccount:default:robot");
+    let other = who(&cat("/vault/token").await?).await;
+    ensure!(other.is_err_and(|status| status.code() == tonic::Code::Unauthenticated));
+    // With the pod, its token ends.
+    cluster.ctl(&["delete", "pod", "robot", "--now"]).await?.ok()?;
+    ensure!(who(&token).await.is_err_and(|status| status.code() == tonic::Code::Unauthenticated));
+    Ok(())
 }

@@ -36,6 +36,10 @@ pub enum VolumeError {
     NotFound { volume: String, what: &'static str, name: String },
     #[error("volume \"{volume}\": {what} \"{name}\" has no key \"{key}\"")]
     NoKey { volume: String, what: &'static str, name: String, key: String },
+    #[error(
+        "volume \"{volume}\": the masters give no token; hint: see whether the pod's service account exists"
+    )]
+    NoToken { volume: String },
     #[error("volume \"{volume}\": file {path}: {why}")]
     Downward { volume: String, path: String, why: String },
     #[error("volume \"{volume}\": path \"{path}\" must be relative and must not contain \"..\"")]

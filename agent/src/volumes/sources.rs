@@ -3,9 +3,9 @@
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource,
-    Secret, SecretVolumeSource, VolumeProjection,
+    Secret, SecretVolumeSource, ServiceAccountTokenProjection, VolumeProjection,
 };
-use timonier_proto::compiled::CompiledPod;
+use timonier_proto::compiled::{CompiledPod, token_key};
 
 use super::files::Files;
 use super::{VolumeError, inside};
@@ -80,6 +80,9 @@ impl Source<'_> {
             let keyed = Keyed { what: CONFIG_MAP, name, items, mode, optional };
             return self.keyed(&keyed, self.config_map_content(name));
         }
+        if let Some(token) = &source.service_account_token {
+            return self.token(token, mode);
+        }
         if let Some(downward) = &source.downward_api {
             return self.downward(downward.items.as_deref().unwrap_or_default(), mode);
         }
@@ -99,6 +102,18 @@ impl Source<'_> {
             })?;
             self.add(&mut files, &item.path, text.into_bytes(), item.mode.or(mode))?;
         }
+        Ok(files)
+    }
+
+    fn token(
+        &self,
+        token: &ServiceAccountTokenProjection,
+        mode: Option<i32>,
+    ) -> Result<Files, VolumeError> {
+        let text = self.compiled.tokens.get(&token_key(token));
+        let text = text.ok_or_else(|| VolumeError::NoToken { volume: self.volume.to_owned() })?;
+        let mut files = Files::new();
+        self.add(&mut files, &token.path, text.clone().into_bytes(), mode)?;
         Ok(files)
     }
 

@@ -211,3 +211,20 @@ fn a_projected_volume_shows_several_sources() {
     assert_eq!((mode("sub/key"), mode("conf")), (0o400, 0o440));
     remove(dir.path()).unwrap();
 }
+
+#[test]
+fn a_token_is_replaced_and_one_that_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = json!({"path": "token", "expirationSeconds": 600});
+    let sources = json!([{"serviceAccountToken": source}]);
+    let mut pod = compiled(json!([{"name": "v", "projected": {"sources": sources}}]), None);
+    let error = prepare(dir.path(), &pod, &NodeFacts::default()).unwrap_err().to_string();
+    assert!(error.contains("the masters give no token"), "{error}");
+    for text in ["one", "two"] {
+        pod.tokens = [("600 ".to_owned(), text.to_owned())].into();
+        let paths = prepare(dir.path(), &pod, &NodeFacts::default()).unwrap();
+        assert_eq!(fs::read_to_string(paths["v"].join("token")).unwrap(), text);
+    }
+    assert!(!format!("{pod:?}").contains("two"), "tokens are not in the log");
+    remove(dir.path()).unwrap();
+}

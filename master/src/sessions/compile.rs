@@ -1,9 +1,11 @@
 //! What a node is sent, compiled from a snapshot: pods with everything they refer to, services with
 //! where their connections go, members of isolated networks. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use prost::Message;
@@ -18,7 +20,7 @@ use timonier_proto::v1::{
     AssignedPod, AssignedService, AssignedServicePort, IsolatedNetwork, ServiceEndpoint,
 };
 
-use super::secrets;
+use super::{secrets, tokens};
 
 /// Annotation of a namespace that is a network of its own.
 const NETWORK_ANNOTATION: &str = "timonier.io/network";
@@ -34,22 +36,29 @@ const DEADLINE_MS_MAX: u32 = 10_000;
 struct Compiled<'a> {
     pod: &'a Pod,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    config_maps: BTreeMap<&'a str, Option<&'a ConfigMap>>,
+    config_maps: BTreeMap<&'a str, Option<Cow<'a, ConfigMap>>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     secrets: BTreeMap<&'a str, Option<&'a Secret>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     registries: Vec<RegistryCredentials>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tokens: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     latency: Vec<LatencyMeasurement>,
 }
 
-/// One pod with all it refers to.
-pub fn pod(snapshot: &Snapshot, pod: &Pod) -> AssignedPod {
+/// One pod with all it refers to, and the tokens of this time.
+pub fn pod(snapshot: &Snapshot, pod: &Pod, now: Timestamp) -> AssignedPod {
+    let full = tokens::with_default(snapshot, pod);
+    let pod: &Pod = &full;
     let namespace = namespace_of(&pod.metadata);
-    let config_maps = config_map_names(pod)
-        .into_iter()
-        .map(|name| (name, snapshot.get::<ConfigMap>(namespace, name).map(|map| &**map)))
-        .collect();
+    let config_map = |name| match snapshot.get::<ConfigMap>(namespace, name) {
+        Some(map) => Some(Cow::Borrowed(&**map)),
+        None if tokens::is_root_ca(name) => tokens::root_ca(snapshot).map(Cow::Owned),
+        None => None,
+    };
+    let config_maps =
+        config_map_names(pod).into_iter().map(|name| (name, config_map(name))).collect();
     let shown = secrets::shown(pod)
         .into_iter()
         .map(|name| (name, snapshot.get::<Secret>(namespace, name).map(|secret| &**secret)))
@@ -59,6 +68,7 @@ pub fn pod(snapshot: &Snapshot, pod: &Pod) -> AssignedPod {
         config_maps,
         secrets: shown,
         registries: secrets::registries(snapshot, pod),
+        tokens: tokens::of(snapshot, pod, now),
         latency: latency(snapshot, pod),
     };
     let json = serde_json::to_vec(&compiled).expect("objects are plain data");
@@ -315,7 +325,8 @@ mod tests {
     #[test]
     fn a_pod_comes_with_all_it_refers_to() {
         let state = state();
-        let assigned = pod(&state, state.get::<Pod>("shop", "web-1").unwrap());
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let assigned = pod(&state, state.get::<Pod>("shop", "web-1").unwrap(), now);
         let compiled: CompiledPod = serde_json::from_slice(&assigned.compiled_json).unwrap();
         assert_eq!(compiled.pod.metadata.name.as_deref(), Some("web-1"));
         assert!(compiled.config_maps["files"].is_some());

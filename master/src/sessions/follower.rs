@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use timonier_master_core::endpoints;
-use timonier_master_core::object::{
-    key_of, name_of, namespace_of, node_of, node_ready_status, uid_of,
-};
+use timonier_master_core::object::{key_of, namespace_of, node_of, node_ready_status, uid_of};
 use timonier_master_core::op::Change;
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::latency::LatencyAutoscaler;
@@ -25,12 +24,14 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::registry::Claim;
-use super::{compile, secrets};
+use super::{compile, secrets, tokens};
 use crate::store::{Changes, ChangesError, Store};
 use crate::telemetry::Hub;
 
 /// Sessions that wait to join or leave.
 const COMMANDS_MAX: usize = 4096;
+/// How often it is looked which pods are to get new tokens of their service accounts.
+const TOKENS_INTERVAL: Duration = Duration::from_secs(10);
 /// Changes of so long go into one message.
 const GATHER: Duration = Duration::from_millis(3);
 
@@ -51,6 +52,7 @@ pub fn start(store: Store, hub: Hub, shutdown: CancellationToken) -> mpsc::Sende
         services: BTreeMap::new(),
         networks: Vec::new(),
         counter: 0,
+        tokens_of: Timestamp::now(),
     };
     tokio::spawn(follower.run(commands, shutdown));
     sender
@@ -66,6 +68,8 @@ struct Follower {
     networks: Vec<Bytes>,
     /// Numbers the links of the sessions' chains.
     counter: u64,
+    /// Every pod has been sent the tokens of this time, or later ones.
+    tokens_of: Timestamp,
 }
 
 struct Joined {
@@ -123,10 +127,13 @@ impl Follower {
         commands: &mut mpsc::Receiver<Command>,
         shutdown: &CancellationToken,
     ) -> Result<(), ChangesError> {
+        let mut ticks = tokio::time::interval(TOKENS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                _ = ticks.tick() => self.renew_tokens(),
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return Ok(()),
@@ -166,7 +173,8 @@ impl Follower {
 
     fn send_complete(&mut self, snapshot: &Snapshot, node: &str) {
         self.counter += 1;
-        let pods = snapshot.pods_on(node).map(|pod| compile::pod(snapshot, pod)).collect();
+        let now = Timestamp::now();
+        let pods = snapshot.pods_on(node).map(|pod| compile::pod(snapshot, pod, now)).collect();
         let assignments = Assignments {
             complete: true,
             results_in: self.counter,
@@ -198,9 +206,32 @@ impl Follower {
         }
     }
 
+    /// Sends the pods whose tokens are to be replaced by now.
+    fn renew_tokens(&mut self) {
+        let (earlier, now) = (self.tokens_of, Timestamp::now());
+        self.tokens_of = now;
+        let snapshot = self.store.snapshot();
+        let mut dirty = Dirty::default();
+        for node in self.sessions.keys() {
+            let turned = |pod: &&Arc<Pod>| tokens::have_turned(&snapshot, pod, earlier, now);
+            let pods = snapshot.pods_on(node).filter(turned);
+            let pods = pods.map(|pod| (uid_of(&pod.metadata).to_owned(), key_of(&**pod)));
+            let pods: BTreeMap<_, _> = pods.collect();
+            if !pods.is_empty() {
+                dirty.pods.insert(node.clone(), pods);
+            }
+        }
+        self.send_dirty(&dirty, &snapshot);
+    }
+
     fn tell(&mut self, batch: &[Arc<Change>]) {
         let snapshot = self.store.snapshot();
         let dirty = dirty(batch, &snapshot);
+        self.send_dirty(&dirty, &snapshot);
+    }
+
+    fn send_dirty(&mut self, dirty: &Dirty, snapshot: &Snapshot) {
+        let now = Timestamp::now();
         for node in &dirty.nodes_gone {
             // An agent whose node object was deleted registers again; one that is gone is forgotten.
             match self.sessions.remove(node) {
@@ -211,7 +242,7 @@ impl Follower {
         for node in &dirty.nodes_back {
             self.ask_statuses(node);
         }
-        let shared = self.shared(&dirty, &snapshot);
+        let shared = self.shared(dirty, snapshot);
         let nodes: Vec<String> = if shared == Assignments::default() {
             dirty.pods.keys().filter(|n| self.sessions.contains_key(*n)).cloned().collect()
         } else {
@@ -225,7 +256,7 @@ impl Follower {
                     Some(pod)
                         if uid_of(&pod.metadata) == uid && node_of(pod) == Some(node.as_str()) =>
                     {
-                        message.pods.push(compile::pod(&snapshot, pod));
+                        message.pods.push(compile::pod(snapshot, pod, now));
                     }
                     _ => message.removed_pod_uids.push(uid.clone()),
                 }
@@ -284,19 +315,22 @@ fn dirty(batch: &[Arc<Change>], snapshot: &Snapshot) -> Dirty {
             }
             Kind::ConfigMap => {
                 let name = change.key.name.as_str();
-                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                mark(&mut dirty, snapshot, Some(&change.key.namespace), |pod| {
                     compile::config_map_names(pod).contains(name)
                 });
             }
             Kind::Secret => {
                 let name = change.key.name.as_str();
-                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                mark(&mut dirty, snapshot, Some(&change.key.namespace), |pod| {
                     secrets::uses(snapshot, pod, name)
                 });
+                if tokens::depend_on(&change.key.namespace, name) {
+                    mark(&mut dirty, snapshot, None, |pod| tokens::has_any(snapshot, pod));
+                }
             }
             Kind::ServiceAccount => {
                 let name = change.key.name.as_str();
-                mark(&mut dirty, snapshot, &change.key.namespace, |pod| {
+                mark(&mut dirty, snapshot, Some(&change.key.namespace), |pod| {
                     secrets::account_of(pod) == name
                 });
             }
@@ -361,16 +395,22 @@ fn autoscaler_changed(change: &Change, snapshot: &Snapshot, dirty: &mut Dirty) {
     }
     for policy in [before, after].into_iter().flatten() {
         let namespace = namespace_of(&policy.metadata).to_owned();
-        mark(dirty, snapshot, &namespace, |pod| compile::targets(snapshot, policy, pod));
+        mark(dirty, snapshot, Some(&namespace), |pod| compile::targets(snapshot, policy, pod));
     }
 }
 
-fn mark(dirty: &mut Dirty, snapshot: &Snapshot, namespace: &str, concerns: impl Fn(&Pod) -> bool) {
-    for pod in snapshot.list::<Pod>(Some(namespace)) {
+/// The pods of a namespace, or of all, that a change concerns.
+fn mark(
+    dirty: &mut Dirty,
+    snapshot: &Snapshot,
+    namespace: Option<&str>,
+    concerns: impl Fn(&Pod) -> bool,
+) {
+    for pod in snapshot.list::<Pod>(namespace) {
         if let Some(node) = node_of(pod)
             && concerns(pod)
         {
-            let key = ObjectKey::new(Kind::Pod, namespace, name_of(&pod.metadata));
+            let key = key_of(&**pod);
             let uid = uid_of(&pod.metadata).to_owned();
             dirty.pods.entry(node.to_owned()).or_default().insert(uid, key);
         }

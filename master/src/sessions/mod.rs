@@ -15,6 +15,7 @@ mod session;
 mod statuses;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::future::Future;
 use std::sync::Arc;

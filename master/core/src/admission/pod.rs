@@ -166,7 +166,6 @@ fn check_supported(field: &Field<'_>, spec: &PodSpec, problems: &mut Problems) {
         set_hostname_as_fqdn: "setHostnameAsFQDN", "";
         share_process_namespace: "shareProcessNamespace", "";
         workload_ref: "workloadRef", "";
-        automount_service_account_token: "automountServiceAccountToken", "tokens are not put into pods yet; timonctl create token makes one";
     });
     if spec.host_users == Some(false) {
         problems.not_supported(&field.name("hostUsers"), "");

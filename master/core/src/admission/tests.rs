@@ -277,10 +277,19 @@ fn what_no_agent_does_is_refused_by_name() {
             spec.tolerations[1].operator: Unsupported value: "Near": supported values: "Equal", "Exists""#]],
     );
     let mut fine = pod();
-    fine["spec"]["automountServiceAccountToken"] = json!(false);
+    fine["spec"]["automountServiceAccountToken"] = json!(true);
+    let token = |token: Value| json!([{"name": "t", "projected": {"sources": [{"serviceAccountToken": token}]}}]);
+    fine["spec"]["volumes"] = token(json!({"path": "token", "audience": "vault"}));
     fine["spec"]["serviceAccountName"] = json!("default");
     fine["spec"]["imagePullSecrets"] = json!([]);
     admit(&fine).unwrap();
+    fine["spec"]["volumes"] = token(json!({"path": "../token", "expirationSeconds": 599}));
+    refused(
+        fine,
+        expect![[r#"
+            Pod "p" is invalid: spec.volumes[0].projected.sources[0].serviceAccountToken.path: Invalid value: "../token": must be a relative path without '..'
+            spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 599: may not specify a duration less than 10 minutes"#]],
+    );
 }
 
 #[test]

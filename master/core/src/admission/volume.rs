@@ -24,6 +24,9 @@ const HOST_PATH_TYPES: &[&str] = &[
     "CharDevice",
     "BlockDevice",
 ];
+/// Life of a token that a volume shows, in seconds, as in Kubernetes.
+const TOKEN_SECONDS_MIN: i64 = 600;
+const TOKEN_SECONDS_MAX: i64 = 1 << 32;
 const SUPPORTED: [&str; 6] =
     ["emptyDir", "hostPath", "configMap", "secret", "projected", "downwardAPI"];
 const INSTEAD: &str = "use emptyDir, hostPath, configMap, secret, projected or downwardAPI";
@@ -137,8 +140,19 @@ fn projected(field: &Field<'_>, source: &ProjectedVolumeSource, problems: &mut P
         } else if given.iter().filter(|given| **given).count() != 1 {
             problems.forbidden(&field, "must specify exactly 1 volume type");
         }
-        if one.service_account_token.is_some() {
-            problems.not_supported(&field.name("serviceAccountToken"), "");
+        if let Some(token) = &one.service_account_token {
+            let field = field.name("serviceAccountToken");
+            path(&field.name("path"), &token.path, problems);
+            let seconds = token.expiration_seconds.unwrap_or(TOKEN_SECONDS_MIN);
+            let field = field.name("expirationSeconds");
+            if seconds < TOKEN_SECONDS_MIN {
+                let why = "may not specify a duration less than 10 minutes";
+                problems.invalid(&field, seconds, why);
+            }
+            if seconds > TOKEN_SECONDS_MAX {
+                let why = "may not specify a duration larger than 2^32 seconds";
+                problems.invalid(&field, seconds, why);
+            }
         }
         if let Some(secret) = &one.secret {
             let field = field.name("secret");
