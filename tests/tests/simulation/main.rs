@@ -16,7 +16,7 @@ mod world;
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Seeds of an ordinary run of the tests.
 const SEEDS_DEFAULT: u64 = 12;
@@ -47,6 +47,10 @@ fn summary(text: &str) -> &str {
     text.lines().find(|line| line.starts_with("seed ")).unwrap_or_default()
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn seeds() {
     let first = number("FIRST").unwrap_or(1);
@@ -65,7 +69,8 @@ fn seeds() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + seeds {
+                    let enough = number("STOP").is_some() && !lock(&failed).is_empty();
+                    if seed >= first + seeds || enough {
                         return;
                     }
                     let output = run(seed);
@@ -74,7 +79,7 @@ fn seeds() {
                         println!("{}", summary(&text));
                     } else {
                         println!("{text}\nseed {seed} fails; to replay: make sim SEED={seed}");
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(seed);
+                        lock(&failed).push(seed);
                     }
                 }
             });
