@@ -8,7 +8,8 @@ seeds=${SEEDS:-200}
 copy=$(mktemp -d)
 trap 'git worktree remove --force "$copy" >/dev/null 2>&1 || rm -rf "$copy"' EXIT
 git worktree add --quiet --detach "$copy" HEAD
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/sim-bugs
+# The dependencies, which are the same, are shared.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 
 missed=0
 for patch in "$PWD"/tests/sim-bugs/*.patch; do
