@@ -5,12 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod agents;
 mod cluster;
+mod complaints;
 mod faults;
 mod invariants;
 mod linear;
 mod network;
 mod os;
+mod rollouts;
 mod workload;
 mod world;
 

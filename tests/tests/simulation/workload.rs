@@ -195,7 +195,7 @@ impl Clients {
     }
 
     /// Writes on one master after the other; `None`: whether it was done is not known.
-    async fn commit(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
+    pub async fn commit(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
         for _ in 0..ATTEMPTS_MAX {
             let master = self.choose();
             let (door, txn) = (self.doors[master].clone(), txn.clone());
