@@ -169,8 +169,10 @@ impl Shared {
     /// For openraft's books, which look at what it is only: with the file as it is on the disk.
     async fn name_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
         let Some(current) = self.current().clone() else { return Ok(None) };
-        let file = tokio::fs::File::open(&current.path).await;
-        let file = file.map_err(|error| storage_error(&error))?;
+        let path = current.path.clone();
+        let opening = blocking::run(move || std::fs::File::open(path));
+        let opened = opening.await.map_err(|error| storage_error(&error))?;
+        let file = opened.map(tokio::fs::File::from_std).map_err(|error| storage_error(&error))?;
         Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
     }
 

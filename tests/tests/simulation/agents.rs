@@ -192,7 +192,9 @@ impl AgentHost {
         now: Duration,
     ) {
         let random = || START_MAX.mul_f64(fastrand::f64());
-        for container in containers.iter_mut().filter(|(uid, _)| !pods.iter().any(|p| p.uid == **uid)) {
+        for container in
+            containers.iter_mut().filter(|(uid, _)| !pods.iter().any(|p| p.uid == **uid))
+        {
             container.1.gone_at.get_or_insert(now + random());
         }
         for AssignedPod { uid, namespace, name, ending, ready } in pods {

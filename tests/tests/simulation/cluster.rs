@@ -22,10 +22,11 @@ use crate::workload::{Clients, Door};
 use crate::world::World;
 
 const MASTERS: usize = 1;
-const AGENTS: usize = 3;
 const CLIENTS: usize = 4;
 /// A node not heard of for so long is not ready; its pods are replaced after as long again.
 const GRACE_MS: i64 = 2000;
+/// Pods that must be unique end so long after the last lease.
+const FENCE_MS: i64 = 10_000;
 /// How long faults happen.
 const TROUBLE: Duration = Duration::from_secs(25);
 /// From the end of the faults to a cluster that works.
@@ -56,6 +57,7 @@ struct Cluster {
     masters: usize,
     doors: Vec<Door>,
     hubs: Vec<HubDoor>,
+    agents: usize,
     /// By agent.
     running: Vec<Running>,
     observer: Observer,
@@ -67,20 +69,23 @@ struct Cluster {
 }
 
 /// Runs the whole seed.
-pub fn run(seed: u64) -> Outcome {
+///
+/// With `agents`, the control loops run as well, and there is a deployment that somebody changes.
+pub fn run(seed: u64, agents: usize) -> Outcome {
     let folder = tempfile::tempdir_in(memory()).expect("a folder can be made");
     let masters = MASTERS;
     let faults = Faults::new(seed);
     let disks = faults.disks.clone();
     let mut cluster = Cluster {
-        world: World::new(seed, masters + 1 + AGENTS),
+        world: World::new(seed, masters + 1 + agents),
         network: Network::new(seed),
         faults,
         folder,
         masters,
         doors: (0..masters).map(|_| Door::default()).collect(),
         hubs: (0..masters).map(|_| HubDoor::default()).collect(),
-        running: (0..AGENTS).map(|_| Running::default()).collect(),
+        agents,
+        running: (0..agents).map(|_| Running::default()).collect(),
         pods: PodObserver::default(),
         observer: Observer::default(),
         failed: Arc::default(),
@@ -122,16 +127,18 @@ impl Cluster {
         for host in 0..self.masters {
             self.start_master(host);
         }
-        for agent in 0..AGENTS {
+        for agent in 0..self.agents {
             self.start_agent(agent);
         }
-        let host = self.masters;
+        let (host, agents) = (self.masters, self.agents);
         let clients = Arc::new(Mutex::new(None));
         let (made, network, doors) = (clients.clone(), self.network.clone(), self.doors.clone());
         self.world.start(host, async move {
             let clients = Clients::new(network, host, doors);
             *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients.clone());
-            tokio::spawn(rollouts::change(clients.clone()));
+            if agents > 0 {
+                tokio::spawn(rollouts::change(clients.clone()));
+            }
             clients.prepare().await;
             for client in 0..CLIENTS {
                 tokio::spawn(clients.clone().run(client));
@@ -151,7 +158,7 @@ impl Cluster {
         };
         let (door, failed, refused) =
             (self.doors[host].clone(), self.failed.clone(), self.refused.clone());
-        let hub_door = self.hubs[host].clone();
+        let (hub_door, agents) = (self.hubs[host].clone(), self.agents);
         let tell = move |list: &Arc<Mutex<Vec<HostId>>>| {
             list.lock().unwrap_or_else(PoisonError::into_inner).push(host);
         };
@@ -162,7 +169,9 @@ impl Cluster {
                     hub_door.set(Some(hub.clone()));
                     door.set(Some(store.clone()));
                     let stop = CancellationToken::new();
-                    tokio::spawn(driver::run(store.clone(), hub, settings(), stop));
+                    if agents > 0 {
+                        tokio::spawn(driver::run(store.clone(), hub, settings(), stop));
+                    }
                     store.failed().await;
                     tell(&failed);
                 }
@@ -242,7 +251,7 @@ impl Cluster {
     }
 
     fn hosts(&self) -> Hosts {
-        Hosts { masters: self.masters, clients: self.masters, agents: AGENTS }
+        Hosts { masters: self.masters, clients: self.masters, agents: self.agents }
     }
 
     fn live(&mut self, clients: &Clients) -> Result<(), String> {
@@ -279,7 +288,9 @@ impl Cluster {
             let unsettled = stores.first().map(|s| rollouts::unsettled(s, &self.running));
             if now > until {
                 let why = unsettled.flatten().unwrap_or_default();
-                return Err(format!("[5] not as it should be {CONVERGE_MAX:?} after the faults: {why}"));
+                return Err(format!(
+                    "[5] not as it should be {CONVERGE_MAX:?} after the faults: {why}"
+                ));
             }
             if !quiet && now > until - CONVERGE_MAX / 2 {
                 // The clients have had time to see it work.
@@ -304,5 +315,6 @@ fn settings() -> Settings {
         service_range: timonier_proto::DEFAULT_SERVICE_RANGE.to_owned(),
         node_grace_ms: GRACE_MS,
         eviction_after_ms: GRACE_MS,
+        fence_after_ms: FENCE_MS,
     }
 }

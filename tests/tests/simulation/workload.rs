@@ -163,7 +163,8 @@ impl Clients {
             Some(Ok(_)) => {
                 self.note(register, Action::Swap(Some(old), new, true), called, true, &by)
             }
-            Some(Err(_)) => {
+            Some(Err(rejected)) => {
+                let by = format!("{by}: {rejected}");
                 self.note(register, Action::Swap(Some(old), new, false), called, true, &by);
             }
             None => self.note(register, Action::Swap(Some(old), new, true), called, false, &by),
