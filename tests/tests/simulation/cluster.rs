@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use timonier_master::driver;
-use timonier_master::store::{Store, StoreConfig, blocking};
+use timonier_master::store::{Start, Store, StoreConfig, blocking};
 use timonier_master::telemetry::Hub;
 use timonier_master_core::world::Settings;
 use tokio_util::sync::CancellationToken;
@@ -18,10 +18,13 @@ use crate::invariants::{Observer, check_end};
 use crate::network::Network;
 use crate::os::HostId;
 use crate::rollouts::{self, PodObserver};
+use crate::transport::{self, End};
 use crate::workload::{Clients, Door};
 use crate::world::World;
 
-const MASTERS: usize = 1;
+const MASTERS: usize = 3;
+/// Masters that join are all members within this time.
+const JOIN_MAX: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 4;
 /// A node not heard of for so long is not ready; its pods are replaced after as long again.
 const GRACE_MS: i64 = 2000;
@@ -55,6 +58,8 @@ struct Cluster {
     faults: Faults,
     folder: tempfile::TempDir,
     masters: usize,
+    /// How each master starts, by host, once its cluster has taken it in.
+    starts: Vec<Start>,
     doors: Vec<Door>,
     hubs: Vec<HubDoor>,
     agents: usize,
@@ -82,6 +87,7 @@ pub fn run(seed: u64, agents: usize) -> Outcome {
         faults,
         folder,
         masters,
+        starts: vec![Start::First],
         doors: (0..masters).map(|_| Door::default()).collect(),
         hubs: (0..masters).map(|_| HubDoor::default()).collect(),
         agents,
@@ -99,7 +105,7 @@ pub fn run(seed: u64, agents: usize) -> Outcome {
     let listener = Listener(cluster.refused.clone());
     let _listening = tracing::subscriber::set_default(listener);
     let clients = cluster.start();
-    let failure = cluster.live(&clients).err();
+    let failure = cluster.gather().and_then(|()| cluster.live(&clients)).err();
     drop(std::panic::take_hook());
     let mut trace = std::mem::take(&mut cluster.faults.told);
     let record = clients.record();
@@ -124,9 +130,7 @@ fn memory() -> PathBuf {
 
 impl Cluster {
     fn start(&mut self) -> Clients {
-        for host in 0..self.masters {
-            self.start_master(host);
-        }
+        self.start_master(0);
         for agent in 0..self.agents {
             self.start_agent(agent);
         }
@@ -154,6 +158,14 @@ impl Cluster {
         let config = StoreConfig {
             segment_bytes: 1 << 20,
             snapshot_entries: 60,
+            start: self.starts[host].clone(),
+            name: format!("master-{host}"),
+            address: transport::address(host),
+            transport: Some(Arc::new(End {
+                network: self.network.clone(),
+                host,
+                doors: self.doors.clone(),
+            })),
             ..StoreConfig::new(self.folder.path().join(format!("master-{host}")))
         };
         let (door, failed, refused) =
@@ -222,6 +234,49 @@ impl Cluster {
         }
     }
 
+    /// The other masters join the first, one after the other.
+    fn gather(&mut self) -> Result<(), String> {
+        for host in 1..self.masters {
+            let admitted: Arc<Mutex<Option<Start>>> = Arc::default();
+            let (into, door) = (admitted.clone(), self.doors[0].clone());
+            self.world.spawn(0, async move {
+                loop {
+                    if let Some(store) = door.store()
+                        && let Ok(id) =
+                            store.admit(&format!("master-{host}"), &transport::address(host)).await
+                    {
+                        let cluster_id = store.cluster_id().to_owned();
+                        let start = Start::Joining { cluster_id, id };
+                        *into.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
+                        return;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            });
+            let start = self.until(|_| {
+                admitted.lock().unwrap_or_else(PoisonError::into_inner).take()
+            })?;
+            self.starts.push(start);
+            self.start_master(host);
+            self.until(|cluster| {
+                let members = cluster.doors[0].store()?.members();
+                (members.iter().filter(|member| member.voter).count() > host).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn until<T>(&mut self, mut look: impl FnMut(&Self) -> Option<T>) -> Result<T, String> {
+        let until = self.world.now() + JOIN_MAX;
+        while self.world.now() < until {
+            self.tick()?;
+            if let Some(found) = look(self) {
+                return Ok(found);
+            }
+        }
+        Err(format!("[5] no cluster of {} masters within {JOIN_MAX:?}", self.masters))
+    }
+
     /// One tick of everything.
     fn tick(&mut self) -> Result<(), String> {
         self.network.deliver(&self.world);
@@ -255,7 +310,9 @@ impl Cluster {
     }
 
     fn live(&mut self, clients: &Clients) -> Result<(), String> {
-        while self.world.now() < TROUBLE {
+        let end = self.world.now() + TROUBLE;
+        self.faults.begin(self.world.now());
+        while self.world.now() < end {
             let now = self.world.now();
             for fault in self.faults.step(now, &self.hosts(), &self.network) {
                 match fault {

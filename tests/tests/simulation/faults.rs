@@ -76,12 +76,17 @@ impl Faults {
         Self {
             rng: Rng::with_seed(seed ^ 0xFA17),
             disks: Disks::default(),
-            next: Duration::from_secs(2),
+            next: Duration::MAX,
             heal_at: Duration::MAX,
             calm_at: Duration::MAX,
             starts: BTreeMap::new(),
             told: Vec::new(),
         }
+    }
+
+    /// From now on.
+    pub fn begin(&mut self, now: Duration) {
+        self.next = now + PAUSE_MAX;
     }
 
     fn tell(&mut self, now: Duration, what: String) {

@@ -14,6 +14,7 @@ mod linear;
 mod network;
 mod os;
 mod rollouts;
+mod transport;
 mod workload;
 mod world;
 
