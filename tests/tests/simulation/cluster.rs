@@ -253,9 +253,8 @@ impl Cluster {
                     tokio::time::sleep(LOOK).await;
                 }
             });
-            let start = self.until(|_| {
-                admitted.lock().unwrap_or_else(PoisonError::into_inner).take()
-            })?;
+            let start =
+                self.until(|_| admitted.lock().unwrap_or_else(PoisonError::into_inner).take())?;
             self.starts.push(start);
             self.start_master(host);
             self.until(|cluster| {
