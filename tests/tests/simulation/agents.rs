@@ -8,13 +8,14 @@ use std::time::Duration;
 use serde_json::json;
 use timonier_master::stamp::stamp;
 use timonier_master::store::{CommitError, Store};
-use timonier_master::telemetry::{Hub, Link};
+use timonier_master::telemetry::{Hub, Introduction, Link};
 use timonier_master_core::object::{is_ending, is_ready, uid_of};
 use timonier_master_core::op::{Op, Txn};
 use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
 use timonier_proto::v1::Heartbeat;
 use timonier_proto::{Kind, Kinded, Object, ObjectKey};
+use tokio_util::sync::CancellationToken;
 
 use crate::network::Network;
 use crate::os::HostId;
@@ -55,21 +56,31 @@ pub struct AgentHost {
 
 /// What a master's own process knows of the agents; new with each of its starts.
 #[derive(Clone, Default)]
-pub struct HubDoor(Arc<Mutex<(Option<Hub>, BTreeMap<String, Arc<Link>>)>>);
+pub struct HubDoor(Arc<Mutex<Heard>>);
+
+#[derive(Default)]
+struct Heard {
+    hub: Option<Hub>,
+    /// By node.
+    links: BTreeMap<String, Arc<Link>>,
+}
 
 impl HubDoor {
-    fn lock(&self) -> MutexGuard<'_, (Option<Hub>, BTreeMap<String, Arc<Link>>)> {
+    fn lock(&self) -> MutexGuard<'_, Heard> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn set(&self, hub: Option<Hub>) {
-        *self.lock() = (hub, BTreeMap::new());
+        *self.lock() = Heard { hub, links: BTreeMap::new() };
     }
 
     fn beat(&self, node: &str, sequence: u64) {
         let mut inner = self.lock();
-        let Some(hub) = inner.0.clone() else { return };
-        let link = inner.1.entry(node.to_owned()).or_insert_with(|| Arc::new(hub.connect(node)));
+        let Some(hub) = inner.hub.clone() else { return };
+        let link = inner.links.entry(node.to_owned()).or_insert_with(|| {
+            let who = Introduction { node, agent_id: node, dial: sequence };
+            Arc::new(hub.connect(who, CancellationToken::new()))
+        });
         link.beat(Heartbeat { sequence, ..Default::default() });
     }
 }
@@ -159,19 +170,20 @@ impl AgentHost {
 
     async fn beat(&self) {
         for sequence in 1.. {
-            for (master, hub) in self.hubs.iter().enumerate() {
-                let (hub, name) = (hub.clone(), self.name.clone());
-                let (network, host) = (self.network.clone(), self.host);
-                tokio::spawn(async move {
-                    let beating = network.call(host, master, move || {
-                        let (hub, name) = (hub.clone(), name.clone());
-                        async move { hub.beat(&name, sequence) }
-                    });
-                    tokio::time::timeout(DEADLINE, beating).await
-                });
+            for master in 0..self.hubs.len() {
+                tokio::spawn(self.clone().beat_at(master, sequence));
             }
             tokio::time::sleep(BEAT).await;
         }
+    }
+
+    async fn beat_at(self, master: usize, sequence: u64) {
+        let (hub, name) = (self.hubs[master].clone(), self.name);
+        let beating = self.network.call(self.host, master, move || {
+            hub.beat(&name, sequence);
+            std::future::ready(())
+        });
+        let _ = tokio::time::timeout(DEADLINE, beating).await;
     }
 
     async fn ask(&self) -> Option<Assigned> {
@@ -192,10 +204,10 @@ impl AgentHost {
         now: Duration,
     ) {
         let random = || START_MAX.mul_f64(fastrand::f64());
-        for container in
+        for (_, container) in
             containers.iter_mut().filter(|(uid, _)| !pods.iter().any(|p| p.uid == **uid))
         {
-            container.1.gone_at.get_or_insert(now + random());
+            container.gone_at.get_or_insert(now + random());
         }
         for AssignedPod { uid, namespace, name, ending, ready } in pods {
             let container = containers.entry(uid.clone()).or_insert_with(|| {

@@ -292,7 +292,7 @@ impl Cluster {
         if let Some(why) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(why);
         }
-        if self.world.now().as_millis() % LOOK.as_millis() == 0 {
+        if self.world.now().as_millis().is_multiple_of(LOOK.as_millis()) {
             for (host, store) in self.doors.iter().enumerate() {
                 if let Some(store) = store.store() {
                     self.observer.observe(&store)?;
