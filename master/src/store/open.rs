@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{self, Batcher, QUEUE_MAX};
+use super::election::{self, Elections, Majority};
 use super::folder::Folder;
 use super::keyring::Keyring;
 use super::log::{self, Log, OpenedLog, Space};
@@ -33,9 +34,6 @@ const ENTRIES_KEPT: std::ops::RangeInclusive<u64> = 100..=2_000;
 const APPEND_ENTRIES_MAX: u64 = 64;
 /// Bytes of a snapshot that travel at once.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Votes rarely split, because masters wait differently long: the last one waits this part of the
-/// election timeout longer than the first.
-const STAGGER: f64 = 0.3;
 /// Smallest size of a log file: a few entries must fit.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Largest: places in it are counted in 32 bits.
@@ -55,7 +53,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         .map_err(|error| StoreError::Raft(format!("read the store: {error}")))??;
     let Files { folder, log, machine } = files;
     let id = folder.identity.node_id;
-    let raft_config = raft_config(&config, id).validate().map_err(raft_error)?;
+    let raft_config = raft_config(&config).validate().map_err(raft_error)?;
     let state_machine = Machine::new(machine.clone());
     let transport = config.transport.clone().unwrap_or_else(|| Arc::new(NoTransport));
     let links = Arc::new(Links::new(id, machine.cluster_id.clone(), transport));
@@ -81,7 +79,11 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let failure = watch::Sender::new(None);
     let leader = watch::Sender::new(raft.metrics().borrow().state == ServerState::Leader);
     let leader_id = watch::Sender::new(raft.metrics().borrow().current_leader);
-    let members = watch::Sender::new(members::of(&raft.server_metrics().borrow()));
+    let members = watch::Sender::new({
+        let now = raft.server_metrics();
+        let now = now.borrow();
+        members::of(&now, now.current_leader)
+    });
     let (requests, queue) = mpsc::channel(QUEUE_MAX);
     let txn_bytes_max = batcher::txn_bytes_max(segment_bytes(&config));
     let paused = watch::Sender::new(false);
@@ -100,6 +102,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         tokio::spawn(observe(
             raft.clone(),
             Seen { leader: leader.clone(), leader_id: leader_id.clone(), members: members.clone() },
+            Majority::new(raft.clone(), links.clone(), config.election_timeout),
             failure.clone(),
             closing.clone(),
         )),
@@ -134,6 +137,13 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let me = MasterNode { address: config.address, name: config.name };
     let looking = members::look_after(members::weak(&store), me, store.shared.closing.clone());
     store.add_task(tokio::spawn(looking));
+    let elections = Elections {
+        raft: store.shared.raft.clone(),
+        shared: members::weak(&store),
+        election_timeout: config.election_timeout,
+        closing: store.shared.closing.clone(),
+    };
+    store.add_task(tokio::spawn(elections.run()));
     Ok(store)
 }
 
@@ -196,19 +206,16 @@ fn check_reach(
     })
 }
 
-/// Openraft's followers stand for election after its lease and its timeout together, and both are
-/// bounded by the same number. So both are half of what is asked for, a little more for some
-/// masters than for others.
-fn raft_config(config: &StoreConfig, id: NodeId) -> Config {
+fn raft_config(config: &StoreConfig) -> Config {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let rank = (id % 3) as f64 / 2.0;
-    let half = config.election_timeout.mul_f64((1.0 + STAGGER * rank) / 2.0);
-    let half = millis(half).max(3);
+    let lease = election::lease_ms(config.election_timeout);
     Config {
         cluster_name: "timonier".to_owned(),
-        heartbeat_interval: millis(config.heartbeat).clamp(1, half - 2),
-        election_timeout_min: half - 1,
-        election_timeout_max: half,
+        heartbeat_interval: millis(config.heartbeat).clamp(1, lease - 2),
+        // The elections are ours; what is left of these is the lease, which is the larger one.
+        enable_elect: false,
+        election_timeout_min: lease - 1,
+        election_timeout_max: lease,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_max_chunk_size: CHUNK_BYTES,
         install_snapshot_timeout: 10_000,
@@ -247,6 +254,13 @@ async fn lead_if_alone(id: NodeId, me: MasterNode, raft: &Raft) -> Result<(), St
     Ok(())
 }
 
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What is told of the consensus.
 struct Seen {
     leader: watch::Sender<bool>,
@@ -259,17 +273,25 @@ struct Seen {
 async fn observe(
     raft: Raft,
     seen: Seen,
+    mut majority: Majority,
     failure: watch::Sender<Option<String>>,
     closing: CancellationToken,
 ) {
     let mut server = raft.server_metrics();
     loop {
         let now = server.borrow_and_update().clone();
-        let leads = now.state == ServerState::Leader;
-        seen.leader.send_if_modified(|before| std::mem::replace(before, leads) != leads);
-        let id = now.current_leader;
+        let leads = majority.leads(now.state);
+        seen.leader.send_if_modified(|before| {
+            let changed = *before != leads;
+            if changed && !leads && now.state == ServerState::Leader {
+                tracing::warn!("a majority of the masters does not answer: not leading any more");
+            }
+            *before = leads;
+            changed
+        });
+        let id = now.current_leader.filter(|id| leads || *id != majority.links.id);
         seen.leader_id.send_if_modified(|before| std::mem::replace(before, id) != id);
-        let members = members::of(&now);
+        let members = members::of(&now, id);
         seen.members.send_if_modified(|before| {
             let changed = *before != members;
             *before = members;
@@ -278,6 +300,7 @@ async fn observe(
         let changed = tokio::select! {
             () = closing.cancelled() => return,
             changed = server.changed() => changed,
+            () = sleep(majority.look_interval()) => Ok(()),
         };
         let stopped = raft.metrics().borrow().running_state.clone().err();
         if let Some(fatal) = stopped.or(changed.is_err().then_some(openraft::error::Fatal::Stopped))
