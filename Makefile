@@ -85,7 +85,7 @@ fuzz: ## fuzz one target: make fuzz TARGET=… SECONDS=… (needs g++)
 	cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $(TARGET) target/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- -max_total_time=$(or $(SECONDS),60) -max_len=65536
 
 # SEEDS=200 runs so many, FIRST=… begins elsewhere, SEED=… replays one and prints its trace.
-# AGENTS=3 lets the control loops run and adds model agents; not every seed passes with them yet.
+# AGENTS=0 leaves the control loops and the model agents out: the store alone.
 sim: ## the cluster in simulation: make sim SEEDS=200, make sim SEED=7
 	SEEDS=$(or $(SEEDS),50) FIRST=$(FIRST) SEED=$(SEED) AGENTS=$(AGENTS) TRACE=$(if $(SEED),1) cargo test -q -p timonier-tests --test simulation seeds -- --exact --nocapture
 

@@ -9,14 +9,19 @@ use serde_json::json;
 use timonier_master::stamp::stamp;
 use timonier_master::store::{CommitError, Store};
 use timonier_master::telemetry::{Hub, Introduction, Link};
-use timonier_master_core::object::{is_ending, is_ready, uid_of};
+use timonier_master_core::object::{
+    is_ending, is_ready, is_unique, node_ready_status, stored_time, uid_of,
+};
 use timonier_master_core::op::{Op, Txn};
 use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
+use timonier_proto::unique::FENCE_GRACE_MS;
 use timonier_proto::v1::Heartbeat;
 use timonier_proto::{Kind, Kinded, Object, ObjectKey};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::FENCE_MS;
 use crate::network::Network;
 use crate::os::HostId;
 use crate::workload::Door;
@@ -25,23 +30,66 @@ const BEAT: Duration = Duration::from_millis(500);
 /// How often an agent asks what it is to run.
 const LOOK: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(2);
-/// A container takes up to so long to start, and to end.
+/// How often it looks at what runs.
+const STEP: Duration = Duration::from_millis(20);
+/// A container takes up to so long to start…
 const START_MAX: Duration = Duration::from_millis(600);
+/// …and to end, killed if need be.
+const STOP_MAX: Duration = Duration::from_millis(FENCE_GRACE_MS);
+/// How long a lease lasts.
+const FENCE: Duration = Duration::from_millis(FENCE_MS.unsigned_abs());
 
 /// A pod on a host.
 #[derive(Debug, Clone)]
 struct Container {
     namespace: String,
     name: String,
+    /// It may run only under a lease.
+    unique: bool,
+    running: bool,
     /// When it is up.
     up_at: Duration,
     /// When it is gone, once that was asked for.
     gone_at: Option<Duration>,
+    /// For good.
+    ending: bool,
     reported: bool,
 }
 
-/// What runs where: by uid. Outlives the agent, as containers do, but not its host.
-pub type Running = Arc<Mutex<BTreeMap<String, String>>>;
+/// What runs on one host now. Outlives the agent, as containers do, but not the host.
+#[derive(Debug, Clone, Default)]
+pub struct Running(Arc<Mutex<BTreeMap<String, Ran>>>);
+
+#[derive(Debug, Clone)]
+pub struct Ran {
+    pub node: String,
+    pub unique: bool,
+}
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Ran>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// By uid.
+    pub fn all(&self) -> BTreeMap<String, Ran> {
+        self.lock().clone()
+    }
+}
+
+/// What an agent knows and does.
+#[derive(Default)]
+struct Work {
+    containers: BTreeMap<String, Container>,
+    /// Revision of the newest set that was heard.
+    seen: u64,
+    /// When the beat was sent that was answered last.
+    lease: Option<Duration>,
+}
 
 #[derive(Clone)]
 pub struct AgentHost {
@@ -50,7 +98,7 @@ pub struct AgentHost {
     pub name: String,
     pub doors: Vec<Door>,
     pub hubs: Vec<HubDoor>,
-    /// Pods that run here now, with their node; read by the world.
+    /// Read by the world.
     pub running: Running,
 }
 
@@ -87,6 +135,7 @@ impl HubDoor {
 
 /// A pod that a node is to run.
 struct AssignedPod {
+    unique: bool,
     uid: String,
     namespace: String,
     name: String,
@@ -104,6 +153,7 @@ fn assigned(store: &Store, node: &str) -> Assigned {
         let meta = &pod.metadata;
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         AssignedPod {
+            unique: is_unique(pod),
             uid: uid_of(meta).to_owned(),
             namespace: text(&meta.namespace),
             name: text(&meta.name),
@@ -114,23 +164,38 @@ fn assigned(store: &Store, node: &str) -> Assigned {
     (snapshot.revision, pods.collect())
 }
 
+fn is_done(answer: &Option<Result<(), CommitError>>) -> bool {
+    matches!(answer, Some(Ok(()) | Err(CommitError::Rejected(_))))
+}
+
+/// A lease, if the node counts as alive in a state that is current, and what it is to run in it: who
+/// has the lease has heard that before.
+async fn lease(store: Store, node: String) -> Option<Assigned> {
+    store.linearize().await.ok()?;
+    let snapshot = store.snapshot();
+    let alive = snapshot.get::<Node>("", &node).is_some_and(|n| node_ready_status(n) != "Unknown");
+    alive.then(|| assigned(&store, &node))
+}
+
 impl AgentHost {
     pub async fn run(self) {
         self.register().await;
-        let beats = self.clone();
-        tokio::spawn(async move { beats.beat().await });
-        let begun = tokio::time::Instant::now();
-        let mut containers: BTreeMap<String, Container> = BTreeMap::new();
-        let mut seen = 0;
+        let (work, begun) = (Arc::new(Mutex::new(Work::default())), Instant::now());
+        let (beats, beaten) = (self.clone(), work.clone());
+        tokio::spawn(async move { beats.beat(beaten, begun).await });
+        let (runs, run) = (self.clone(), work.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STEP).await;
+                runs.step(&mut lock(&run), begun.elapsed());
+            }
+        });
         loop {
             tokio::time::sleep(LOOK).await;
-            if let Some((revision, pods)) = self.ask().await
-                && revision >= seen
-            {
-                seen = revision;
-                self.take(&mut containers, pods, begun.elapsed());
+            if let Some(assigned) = self.ask().await {
+                lock(&work).take(assigned);
             }
-            self.live(&mut containers, begun.elapsed()).await;
+            self.report(&work, begun.elapsed()).await;
         }
     }
 
@@ -168,22 +233,32 @@ impl AgentHost {
         }
     }
 
-    async fn beat(&self) {
+    async fn beat(&self, work: Arc<Mutex<Work>>, begun: Instant) {
         for sequence in 1.. {
             for master in 0..self.hubs.len() {
-                tokio::spawn(self.clone().beat_at(master, sequence));
+                let beating = self.clone().beat_at(master, sequence);
+                let (work, sent) = (work.clone(), begun.elapsed());
+                tokio::spawn(async move {
+                    if let Some(assigned) = beating.await {
+                        let mut work = lock(&work);
+                        work.take(assigned);
+                        work.lease = work.lease.max(Some(sent));
+                    }
+                });
             }
             tokio::time::sleep(BEAT).await;
         }
     }
 
-    async fn beat_at(self, master: usize, sequence: u64) {
-        let (hub, name) = (self.hubs[master].clone(), self.name);
+    /// Answers with a lease, where there is one.
+    async fn beat_at(self, master: usize, sequence: u64) -> Option<Assigned> {
+        let (hub, door, name) = (self.hubs[master].clone(), self.doors[master].clone(), self.name);
         let beating = self.network.call(self.host, master, move || {
             hub.beat(&name, sequence);
-            std::future::ready(())
+            let (store, name) = (door.store(), name.clone());
+            async move { lease(store?, name).await }
         });
-        let _ = tokio::time::timeout(DEADLINE, beating).await;
+        tokio::time::timeout(DEADLINE, beating).await.ok().flatten()
     }
 
     async fn ask(&self) -> Option<Assigned> {
@@ -196,57 +271,49 @@ impl AgentHost {
         tokio::time::timeout(DEADLINE, asking).await.ok().flatten()
     }
 
-    /// Starts what is new, and ends what is to end.
-    fn take(
-        &self,
-        containers: &mut BTreeMap<String, Container>,
-        pods: Vec<AssignedPod>,
-        now: Duration,
-    ) {
-        let random = || START_MAX.mul_f64(fastrand::f64());
-        for (_, container) in
-            containers.iter_mut().filter(|(uid, _)| !pods.iter().any(|p| p.uid == **uid))
-        {
-            container.gone_at.get_or_insert(now + random());
-        }
-        for AssignedPod { uid, namespace, name, ending, ready } in pods {
-            let container = containers.entry(uid.clone()).or_insert_with(|| {
-                // What is ending before it began is never started.
-                if !ending {
-                    let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-                    running.insert(uid, self.name.clone());
-                }
-                Container { namespace, name, up_at: now + random(), gone_at: None, reported: false }
-            });
-            // It was thought lost meanwhile: a session that begins anew tells everything again.
-            container.reported &= ready;
-            if ending {
-                container.gone_at.get_or_insert(now + random());
+    /// Starts and ends what is to start or end by now.
+    fn step(&self, work: &mut Work, now: Duration) {
+        let leased = work.lease.is_some_and(|lease| now < lease + FENCE);
+        for (uid, container) in &mut work.containers {
+            let may_run = !container.ending && (leased || !container.unique);
+            if !container.running && may_run {
+                container.running = true;
+                container.reported = false;
+                container.up_at = now + START_MAX.mul_f64(fastrand::f64());
+                let ran = Ran { node: self.name.clone(), unique: container.unique };
+                self.running.lock().insert(uid.clone(), ran);
+            } else if container.running && !may_run {
+                container.gone_at.get_or_insert(now + STOP_MAX.mul_f64(fastrand::f64()));
+            }
+            if container.gone_at.is_some_and(|at| at <= now) {
+                container.gone_at = None;
+                container.running = false;
+                self.running.lock().remove(uid);
             }
         }
     }
 
     /// Reports what is up and what is gone.
-    async fn live(&self, containers: &mut BTreeMap<String, Container>, now: Duration) {
-        let mut gone = Vec::new();
-        for (uid, container) in containers.iter_mut() {
-            if container.gone_at.is_some_and(|at| at <= now) {
-                self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    async fn report(&self, work: &Mutex<Work>, now: Duration) {
+        let containers = lock(work).containers.clone();
+        for (uid, container) in containers {
+            if container.ending && !container.running {
                 let key = ObjectKey::new(Kind::Pod, &*container.namespace, &*container.name);
                 let removed = self.commit(Op::Remove { key, uid: Some(uid.clone()) }).await;
-                if matches!(removed, Some(Ok(()) | Err(CommitError::Rejected(_)))) {
-                    gone.push(uid.clone());
+                if is_done(&removed) {
+                    lock(work).containers.remove(&uid);
                 }
-            } else if container.gone_at.is_none() && !container.reported && container.up_at <= now {
-                let status = self.commit(Op::ReplaceStatus(self.status(uid, container))).await;
-                container.reported = matches!(status, Some(Ok(()) | Err(CommitError::Rejected(_))));
+            } else if container.running && !container.reported && container.up_at <= now {
+                let status = self.commit(Op::ReplaceStatus(self.status(&uid, &container))).await;
+                if let Some(container) = lock(work).containers.get_mut(&uid) {
+                    container.reported = is_done(&status);
+                }
             }
         }
-        containers.retain(|uid, _| !gone.contains(uid));
     }
 
     fn status(&self, uid: &str, container: &Container) -> Object {
-        let now = Timestamp::now().to_string();
+        let now = stored_time(Timestamp::now());
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"namespace": container.namespace, "name": container.name, "uid": uid},
             "status": {
@@ -260,4 +327,36 @@ impl AgentHost {
         .expect("a status");
         pod.into_object()
     }
+}
+
+impl Work {
+    /// What the node is to run, unless something newer was heard.
+    fn take(&mut self, (revision, pods): Assigned) {
+        if revision < self.seen {
+            return;
+        }
+        self.seen = revision;
+        for (uid, container) in &mut self.containers {
+            container.ending |= !pods.iter().any(|pod| pod.uid == *uid);
+        }
+        for AssignedPod { unique, uid, namespace, name, ending, ready } in pods {
+            let container = self.containers.entry(uid).or_insert_with(|| Container {
+                namespace,
+                name,
+                unique,
+                running: false,
+                up_at: Duration::ZERO,
+                gone_at: None,
+                ending,
+                reported: false,
+            });
+            // It was thought lost meanwhile: a session that begins anew tells everything again.
+            container.reported &= ready;
+            container.ending |= ending;
+        }
+    }
+}
+
+fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
 }

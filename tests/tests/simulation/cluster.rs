@@ -1,5 +1,6 @@
 //! One run: masters on their hosts, clients, faults for a while, then peace, and a last look.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use crate::agents::{AgentHost, HubDoor, Running};
 use crate::complaints::Listener;
 use crate::faults::{self, Fault, Faults, Hosts};
 use crate::invariants::{Observer, check_end};
+use crate::membership::{self, Operator, Order};
 use crate::network::Network;
 use crate::os::HostId;
 use crate::rollouts::{self, PodObserver};
@@ -22,18 +24,23 @@ use crate::transport::{self, End};
 use crate::workload::{Clients, Door};
 use crate::world::World;
 
+/// When the faults begin.
 const MASTERS: usize = 3;
+/// Hosts that masters may be on.
+const PLACES: usize = 4;
 /// Masters that join are all members within this time.
 const JOIN_MAX: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 4;
 /// A node not heard of for so long is not ready; its pods are replaced after as long again.
 const GRACE_MS: i64 = 2000;
 /// Pods that must be unique end so long after the last lease.
-const FENCE_MS: i64 = 10_000;
+pub const FENCE_MS: i64 = 3_000;
 /// How long faults happen.
 const TROUBLE: Duration = Duration::from_secs(25);
 /// From the end of the faults to a cluster that works.
 const CONVERGE_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked, at the end, who is a member no more.
+const DISMISS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the masters are looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -57,9 +64,13 @@ struct Cluster {
     network: Network,
     faults: Faults,
     folder: tempfile::TempDir,
+    /// Hosts that masters may be on.
     masters: usize,
     /// How each master starts, by host, once its cluster has taken it in.
-    starts: Vec<Start>,
+    starts: Vec<Option<Start>>,
+    /// By host, how many masters were there: each has a disk of its own.
+    lives: Vec<u32>,
+    operator: Operator,
     doors: Vec<Door>,
     hubs: Vec<HubDoor>,
     agents: usize,
@@ -78,7 +89,7 @@ struct Cluster {
 /// With `agents`, the control loops run as well, and there is a deployment that somebody changes.
 pub fn run(seed: u64, agents: usize) -> Outcome {
     let folder = tempfile::tempdir_in(memory()).expect("a folder can be made");
-    let masters = MASTERS;
+    let masters = PLACES;
     let faults = Faults::new(seed);
     let disks = faults.disks.clone();
     let mut cluster = Cluster {
@@ -87,7 +98,9 @@ pub fn run(seed: u64, agents: usize) -> Outcome {
         faults,
         folder,
         masters,
-        starts: vec![Start::First],
+        starts: vec![None; masters],
+        lives: vec![0; masters],
+        operator: Operator::new(seed, (MASTERS..masters).collect()),
         doors: (0..masters).map(|_| Door::default()).collect(),
         hubs: (0..masters).map(|_| HubDoor::default()).collect(),
         agents,
@@ -130,7 +143,7 @@ fn memory() -> PathBuf {
 
 impl Cluster {
     fn start(&mut self) -> Clients {
-        self.start_master(0);
+        self.join(0, Start::First);
         for agent in 0..self.agents {
             self.start_agent(agent);
         }
@@ -141,7 +154,7 @@ impl Cluster {
             let clients = Clients::new(network, host, doors);
             *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients.clone());
             if agents > 0 {
-                tokio::spawn(rollouts::change(clients.clone()));
+                rollouts::change(&clients);
             }
             clients.prepare().await;
             for client in 0..CLIENTS {
@@ -154,19 +167,28 @@ impl Cluster {
         clients.expect("the clients' host has had its first tick")
     }
 
+    /// A new master, with an empty disk.
+    fn join(&mut self, host: HostId, start: Start) {
+        self.starts[host] = Some(start);
+        self.lives[host] += 1;
+        self.start_master(host);
+    }
+
     fn start_master(&mut self, host: HostId) {
+        let Some(start) = self.starts[host].clone() else { return };
+        let disk = format!("{}-{}", membership::name(host), self.lives[host]);
         let config = StoreConfig {
             segment_bytes: 1 << 20,
             snapshot_entries: 60,
-            start: self.starts[host].clone(),
-            name: format!("master-{host}"),
+            start,
+            name: membership::name(host),
             address: transport::address(host),
             transport: Some(Arc::new(End {
                 network: self.network.clone(),
                 host,
                 doors: self.doors.clone(),
             })),
-            ..StoreConfig::new(self.folder.path().join(format!("master-{host}")))
+            ..StoreConfig::new(self.folder.path().join(disk))
         };
         let (door, failed, refused) =
             (self.doors[host].clone(), self.failed.clone(), self.refused.clone());
@@ -229,21 +251,21 @@ impl Cluster {
                 self.hubs[host].set(None);
             }
             Some(agent) => {
-                self.running[agent].lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.running[agent].clear();
             }
         }
     }
 
     /// The other masters join the first, one after the other.
     fn gather(&mut self) -> Result<(), String> {
-        for host in 1..self.masters {
+        for host in 1..MASTERS {
             let admitted: Arc<Mutex<Option<Start>>> = Arc::default();
             let (into, door) = (admitted.clone(), self.doors[0].clone());
             self.world.spawn(0, async move {
                 loop {
                     if let Some(store) = door.store()
                         && let Ok(id) =
-                            store.admit(&format!("master-{host}"), &transport::address(host)).await
+                            store.admit(&membership::name(host), &transport::address(host)).await
                     {
                         let cluster_id = store.cluster_id().to_owned();
                         let start = Start::Joining { cluster_id, id };
@@ -255,8 +277,7 @@ impl Cluster {
             });
             let start =
                 self.until(|_| admitted.lock().unwrap_or_else(PoisonError::into_inner).take())?;
-            self.starts.push(start);
-            self.start_master(host);
+            self.join(host, start);
             self.until(|cluster| {
                 let members = cluster.doors[0].store()?.members();
                 (members.iter().filter(|member| member.voter).count() > host).then_some(())
@@ -273,7 +294,7 @@ impl Cluster {
                 return Ok(found);
             }
         }
-        Err(format!("[5] no cluster of {} masters within {JOIN_MAX:?}", self.masters))
+        Err(format!("[5] no cluster of {MASTERS} masters within {JOIN_MAX:?}"))
     }
 
     /// One tick of everything.
@@ -311,6 +332,7 @@ impl Cluster {
     fn live(&mut self, clients: &Clients) -> Result<(), String> {
         let end = self.world.now() + TROUBLE;
         self.faults.begin(self.world.now());
+        self.operator.begin(self.world.now());
         while self.world.now() < end {
             let now = self.world.now();
             for fault in self.faults.step(now, &self.hosts(), &self.network) {
@@ -323,8 +345,10 @@ impl Cluster {
                     Fault::Start(_) | Fault::Crash(_) => {}
                 }
             }
+            self.change_members();
             self.tick()?;
         }
+        self.operator.end();
         self.faults.end(self.world.now(), &self.hosts(), &self.network);
         for host in self.hosts().all() {
             if !self.world.is_on(host) {
@@ -334,10 +358,47 @@ impl Cluster {
         self.converge(clients)
     }
 
+    fn change_members(&mut self) {
+        let now = self.world.now();
+        let order = self.operator.step(now, &self.world, &self.doors);
+        for said in self.operator.said.drain(..) {
+            self.faults.tell(now, said);
+        }
+        match order {
+            Some(Order::Join(host, start)) => self.join(host, start),
+            Some(Order::Leave(host)) => self.leave(host),
+            None => {}
+        }
+    }
+
+    fn leave(&mut self, host: HostId) {
+        self.starts[host] = None;
+        self.stop_host(host);
+    }
+
+    /// Those whose removal was never answered are switched off, as people would.
+    fn dismiss(&mut self) {
+        let stores: Vec<(HostId, Store)> = (self.doors.iter().enumerate())
+            .filter_map(|(host, door)| Some((host, door.store()?)))
+            .collect();
+        let Some((_, leader)) = stores.iter().find(|(_, store)| store.status().leader) else {
+            return;
+        };
+        let members: BTreeSet<u64> = leader.members().iter().map(|member| member.id).collect();
+        for (host, store) in stores {
+            if !members.contains(&store.id()) {
+                self.faults.tell(self.world.now(), format!("host {host} is no member any more"));
+                self.operator.out.insert(host);
+                self.leave(host);
+            }
+        }
+    }
+
     fn converge(&mut self, clients: &Clients) -> Result<(), String> {
         let until = self.world.now() + CONVERGE_MAX;
         let mut quiet = false;
         loop {
+            self.change_members();
             self.tick()?;
             let now = self.world.now();
             let stores: Vec<Store> = self.doors.iter().filter_map(Door::store).collect();
@@ -353,12 +414,16 @@ impl Cluster {
                 quiet = true;
                 self.world.stop(self.masters);
             }
+            if quiet && now.as_millis().is_multiple_of(DISMISS_INTERVAL.as_millis()) {
+                self.dismiss();
+            }
             let statuses: Vec<_> = stores.iter().map(Store::status).collect();
             let same = statuses.iter().all(|s| {
                 s.applied_index == statuses[0].applied_index && s.last_index == s.applied_index
             });
             let led = statuses.iter().filter(|status| status.leader).count() == 1;
-            if quiet && stores.len() == self.masters && same && led && unsettled == Some(None) {
+            let all = self.starts.iter().flatten().count() == stores.len();
+            if quiet && self.operator.is_idle() && all && same && led && unsettled == Some(None) {
                 return check_end(&stores, &clients.record());
             }
         }

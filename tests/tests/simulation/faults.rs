@@ -89,7 +89,7 @@ impl Faults {
         self.next = now + PAUSE_MAX;
     }
 
-    fn tell(&mut self, now: Duration, what: String) {
+    pub fn tell(&mut self, now: Duration, what: String) {
         self.told.push(format!("{:>8.3} s  {what}", now.as_secs_f64()));
     }
 

@@ -11,6 +11,7 @@ mod complaints;
 mod faults;
 mod invariants;
 mod linear;
+mod membership;
 mod network;
 mod os;
 mod rollouts;
@@ -24,11 +25,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Seeds of an ordinary run of the tests.
 const SEEDS_DEFAULT: u64 = 12;
+/// Hosts with an agent. With 0 there are no control loops either.
+const AGENTS_DEFAULT: usize = 3;
 const SEED: &str = "SEED";
+const AGENTS: &str = "AGENTS";
 const TRACE: &str = "TRACE";
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().filter(|text| !text.is_empty())?.parse().ok()
+}
+
+fn agents() -> usize {
+    number(AGENTS).and_then(|n| usize::try_from(n).ok()).unwrap_or(AGENTS_DEFAULT)
+}
+
+/// For the command that replays a seed.
+fn with_agents() -> String {
+    if agents() == AGENTS_DEFAULT { String::new() } else { format!(" {AGENTS}={}", agents()) }
 }
 
 /// Runs one seed in a process of its own.
@@ -82,7 +95,10 @@ fn seeds() {
                     if output.status.success() {
                         println!("{}", summary(&text));
                     } else {
-                        println!("{text}\nseed {seed} fails; to replay: make sim SEED={seed}");
+                        println!(
+                            "{text}\nseed {seed} fails; to replay: make sim SEED={seed}{}",
+                            with_agents()
+                        );
                         lock(&failed).push(seed);
                     }
                 }
@@ -105,8 +121,7 @@ fn a_seed_replays_exactly() {
 fn one_seed() {
     let seed = number(SEED).expect("SEED says which");
     // A thread on which nobody has thrown dice yet: a map's order is one of the seed's chances.
-    let agents = number("AGENTS").and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    let running = std::thread::spawn(move || cluster::run(seed, agents));
+    let running = std::thread::spawn(move || cluster::run(seed, agents()));
     let outcome = running.join().expect("the world goes on");
     if number(TRACE).is_some() || outcome.failure.is_some() {
         for line in &outcome.trace {
