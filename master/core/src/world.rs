@@ -39,7 +39,8 @@ pub struct Settings {
 /// Soft state out of the agents' sessions: never in the log, lost with the master.
 #[derive(Debug, Clone, Default)]
 pub struct Telemetry {
-    /// When this master began to listen, or to lead; nothing can be called lost before a grace after it.
+    /// When this master began to listen, or to lead, or its clock was set: nothing can be called lost
+    /// before a grace after it, and times in the state from before are of another clock.
     pub since: Timestamp,
     pub nodes: HashMap<String, NodeSignal>,
     /// By LatencyAutoscaler (namespace/name): each pod's samples of the last seconds.

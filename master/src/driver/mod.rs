@@ -5,6 +5,7 @@
 //! written, with a snapshot that has the plan in it, until there is nothing left to do.
 
 mod bootstrap;
+mod clock;
 mod queue;
 mod roles;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use timonier_master_core::invariants;
 use timonier_master_core::op::{Change, Txn};
 use timonier_master_core::reconcile::{Reconciler, all};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use self::bootstrap::NAMESPACES;
+use self::clock::Clock;
 use self::queue::{Item, Queue};
 use crate::stamp::stamp;
 use crate::store::{Changes, ChangesError, CommitError, Committed, Store};
@@ -55,8 +57,8 @@ const START_RETRY: Duration = Duration::from_millis(500);
 
 /// Where the driver learns what the agents last said; the telemetry hub implements it.
 pub trait Signals: Clone + Send + Sync + 'static {
-    /// The soft state as it is now.
-    fn signals(&self) -> Arc<Telemetry>;
+    /// The soft state as it is now, with its times as on a clock that shows `now`.
+    fn signals(&self, now: Timestamp) -> Arc<Telemetry>;
 
     /// Resolves when an agent connected, disconnected, or became able or unable to run pods since
     /// the last call. May resolve too often.
@@ -92,6 +94,10 @@ pub async fn run<S: Signals>(
             ended = driver.lead() => match ended {
                 Ended::Closed => return,
                 Ended::Retry => tokio::time::sleep(START_RETRY).await,
+                Ended::ClockSet(by) => warn!(
+                    "this master's clock was set by {} ms: the control loops begin anew",
+                    by.as_millis()
+                ),
             },
         }
     }
@@ -103,11 +109,14 @@ enum Ended {
     Closed,
     /// Not the leader after all, or the start failed.
     Retry,
+    /// Times that were written down before mean something else now.
+    ClockSet(SignedDuration),
 }
 
 type Written = (Item, Result<Committed, CommitError>);
 
 struct Driver<S> {
+    clock: Clock,
     store: Store,
     signals: S,
     settings: Settings,
@@ -122,8 +131,10 @@ struct Driver<S> {
 
 impl<S: Signals> Driver<S> {
     fn new(store: Store, signals: S, settings: Settings) -> Self {
-        let telemetry = signals.signals();
+        let clock = Clock::begin();
+        let telemetry = signals.signals(clock.now());
         Self {
+            clock,
             store,
             signals,
             settings,
@@ -152,6 +163,9 @@ impl<S: Signals> Driver<S> {
         let signals = self.signals.clone();
         let mut signalled = Box::pin(signals.changed());
         loop {
+            if let Some(by) = self.clock.was_set() {
+                return Ended::ClockSet(by);
+            }
             self.take_turn();
             // Looks at what is there without waiting, between two turns of a long line.
             let pause = if self.can_go_on() { Some(Instant::now()) } else { self.next_due() };
@@ -244,12 +258,13 @@ impl<S: Signals> Driver<S> {
         if items.is_empty() {
             return;
         }
+        let now = self.clock.now();
         if items.iter().any(|item| self.loops[item.of].reads_telemetry()) {
-            self.telemetry = self.signals.signals();
+            self.telemetry = self.signals.signals(now);
         }
         let mut world = World {
             snapshot: self.store.snapshot(),
-            now: Timestamp::now(),
+            now,
             telemetry: self.telemetry.clone(),
             settings: self.settings.clone(),
             seed: 0,
@@ -318,7 +333,7 @@ impl<S: Signals> Driver<S> {
                 Ok(())
             }
             Err(CommitError::ShuttingDown) => Err(Ended::Closed),
-            Err(CommitError::NotLeader { .. }) => Err(Ended::Retry),
+            Err(CommitError::NotLeader { .. } | CommitError::NoLeader(_)) => Err(Ended::Retry),
             Err(error @ (CommitError::StorageFailure(_) | CommitError::Timeout(_))) => {
                 let pause = self.queue.failed(&item, false, now, fastrand::f64());
                 warn!("{name} {}: {error}; trying again in {} ms", item.key, pause.as_millis());

@@ -48,7 +48,7 @@ impl FakeHub {
 }
 
 impl Signals for FakeHub {
-    fn signals(&self) -> Arc<Telemetry> {
+    fn signals(&self, _: Timestamp) -> Arc<Telemetry> {
         Arc::new(self.telemetry.lock().unwrap().clone())
     }
 
@@ -131,7 +131,7 @@ impl Bench {
     }
 
     async fn agents(&self, snapshot: &Snapshot) {
-        let telemetry = self.hub.signals();
+        let telemetry = self.hub.signals(Timestamp::now());
         for pod in snapshot.list::<Pod>(None) {
             let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
             if !telemetry.nodes.get(node).is_some_and(|n| n.connected) {

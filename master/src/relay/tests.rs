@@ -211,7 +211,7 @@ async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 fn cpu(master: &Master) -> Option<f32> {
-    master.hub.signals().nodes.get("n1").map(|node| node.host.cpu_percent)
+    master.hub.signals(jiff::Timestamp::now()).nodes.get("n1").map(|node| node.host.cpu_percent)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,17 +257,17 @@ async fn a_master_that_is_gone_takes_no_node_with_it() {
     let agent = Agent::dial(&all[0], "a", 1).await.unwrap();
     agent.beat(1, 1.0).await;
     eventually("the heartbeat elsewhere", || cpu(&all[1]) == Some(1.0)).await;
-    assert_eq!(all[1].hub.signals().nodes["n1"].master_away_since, None);
+    assert_eq!(all[1].hub.signals(jiff::Timestamp::now()).nodes["n1"].master_away_since, None);
     drop(all.remove(0));
     eventually("the silence of the master", || {
-        all[0].hub.signals().nodes["n1"].master_away_since.is_some()
+        all[0].hub.signals(jiff::Timestamp::now()).nodes["n1"].master_away_since.is_some()
     })
     .await;
     assert_eq!(all[0].hub.connected(), 0);
     let again = Agent::dial(&all[0], "a", 2).await.unwrap();
     again.beat(1, 2.0).await;
     eventually("the agent at the other master", || cpu(&all[0]) == Some(2.0)).await;
-    assert_eq!(all[0].hub.signals().nodes["n1"].master_away_since, None);
+    assert_eq!(all[0].hub.signals(jiff::Timestamp::now()).nodes["n1"].master_away_since, None);
 }
 
 async fn put(master: &Master, kind: Kind, value: serde_json::Value) {

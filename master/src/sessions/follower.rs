@@ -19,7 +19,7 @@ use timonier_proto::latency::LatencyAutoscaler;
 use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{Assignments, MasterMessage, TellStatuses};
 use timonier_proto::{Kind, Object, ObjectKey};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -42,9 +42,18 @@ pub enum Command {
     Leave(Arc<Claim>),
 }
 
+/// The task, as the others know it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub commands: mpsc::Sender<Command>,
+    /// Each session has been told of all that concerns it up to this revision.
+    pub told: watch::Receiver<u64>,
+}
+
 /// Starts the task; it ends with the store or on shutdown.
-pub fn start(store: Store, hub: Hub, shutdown: CancellationToken) -> mpsc::Sender<Command> {
+pub fn start(store: Store, hub: Hub, shutdown: CancellationToken) -> Handle {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+    let (told, is_told) = watch::channel(0);
     let follower = Follower {
         store,
         hub,
@@ -53,9 +62,10 @@ pub fn start(store: Store, hub: Hub, shutdown: CancellationToken) -> mpsc::Sende
         networks: Vec::new(),
         counter: 0,
         tokens_of: Timestamp::now(),
+        told,
     };
     tokio::spawn(follower.run(commands, shutdown));
-    sender
+    Handle { commands: sender, told: is_told }
 }
 
 struct Follower {
@@ -70,6 +80,7 @@ struct Follower {
     counter: u64,
     /// Every pod has been sent the tokens of this time, or later ones.
     tokens_of: Timestamp,
+    told: watch::Sender<u64>,
 }
 
 struct Joined {
@@ -118,6 +129,7 @@ impl Follower {
             self.send_complete(&snapshot, &node);
             self.ask_statuses(&node);
         }
+        self.told.send_replace(snapshot.revision);
         snapshot.revision
     }
 
@@ -143,6 +155,7 @@ impl Follower {
                     sleep(GATHER).await;
                     batch.extend(changes.try_next_batch()?);
                     self.tell(&batch);
+                    self.told.send_replace(changes.revision());
                 }
             }
         }
@@ -159,8 +172,9 @@ impl Follower {
                     claim.cancel.cancel();
                     return;
                 }
-                self.sessions.insert(node.clone(), Joined { claim, at: 0 });
+                self.sessions.insert(node.clone(), Joined { claim: claim.clone(), at: 0 });
                 self.send_complete(&snapshot, &node);
+                claim.joined.send_replace(true);
             }
             Command::Leave(claim) => {
                 let same = |joined: &Joined| joined.claim.session == claim.session;

@@ -25,7 +25,6 @@ use timonier_proto::v1::agent_server::{Agent, AgentServer};
 use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{AgentMessage, MasterMessage, StreamFrame};
 use timonier_proto::{MESSAGE_BYTES_MAX, v1};
-use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +81,7 @@ struct Inner {
     settings: SessionSettings,
     registry: Arc<Registry>,
     streams: Streams,
-    follower: mpsc::Sender<follower::Command>,
+    follower: follower::Handle,
     promises: node::Promises,
     shutdown: CancellationToken,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use timonier_proto::v1::MasterMessage;
 use timonier_proto::{ApiError, Reason};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -37,6 +37,8 @@ pub struct Claim {
     pub outgoing: Outgoing,
     /// Ends the session.
     pub cancel: CancellationToken,
+    /// Its complete set has been sent.
+    pub joined: watch::Sender<bool>,
     /// One lease at a time.
     pub leasing: Turn,
 }
@@ -100,6 +102,7 @@ impl Registry {
             link: hub.connect(who, cancel.clone()),
             outgoing,
             cancel,
+            joined: watch::Sender::new(false),
             leasing: Turn::default(),
         });
         let entry = Entry { claim: claim.clone(), agent_id: agent_id.to_owned() };

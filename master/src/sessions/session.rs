@@ -61,7 +61,7 @@ pub async fn open(
         .send(MasterMessage { message: Some(Down::Welcome(welcome)) })
         .map_err(|_| Status::cancelled("the agent is gone"))?;
     let join = follower::Command::Join(claim.clone());
-    if inner.follower.send(join).await.is_err() {
+    if inner.follower.commands.send(join).await.is_err() {
         return Err(Status::unavailable("the master is shutting down"));
     }
     tracing::info!(
@@ -151,7 +151,7 @@ async fn read(inner: Arc<Inner>, guard: Guard, mut incoming: Streaming<AgentMess
                 let (sequence, lease_wanted) = (beat.sequence, beat.lease_wanted);
                 claim.link.beat(beat);
                 if lease_wanted {
-                    lease::answer(&inner.store, &claim, sequence);
+                    lease::answer(&inner.store, &inner.follower.told, &claim, sequence);
                 }
                 continue;
             }
@@ -171,7 +171,7 @@ async fn read(inner: Arc<Inner>, guard: Guard, mut incoming: Streaming<AgentMess
     tracing::info!(node = claim.node, why, "agent disconnected");
     // Where it can still be told, the agent learns why; the drop of the last sender ends the stream.
     let _ = claim.outgoing.try_send(Err(Status::unavailable(format!("session closed: {why}"))));
-    let _ = inner.follower.try_send(follower::Command::Leave(claim.clone()));
+    let _ = inner.follower.commands.try_send(follower::Command::Leave(claim.clone()));
     drop(guard);
 }
 

@@ -350,7 +350,14 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
         ..Default::default()
     };
     agent.say(Up::Heartbeat(beat)).await;
-    let seen = || master.hub.signals().nodes.get("n1").is_some_and(|n| n.host.cpu_percent == 12.5);
+    let seen = || {
+        master
+            .hub
+            .signals(jiff::Timestamp::now())
+            .nodes
+            .get("n1")
+            .is_some_and(|n| n.host.cpu_percent == 12.5)
+    };
     eventually("the heartbeat", seen).await;
     let request = MonitorRequest {
         nodes: vec!["10.1.2.3".into(), "nowhere".into()],
@@ -396,5 +403,5 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
 
     drop(agent);
     eventually("the loss of the agent", || master.hub.connected() == 0).await;
-    assert!(!master.hub.signals().nodes["n1"].connected);
+    assert!(!master.hub.signals(jiff::Timestamp::now()).nodes["n1"].connected);
 }

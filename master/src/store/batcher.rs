@@ -109,6 +109,10 @@ impl Batcher {
         let bytes_max = BATCH_BYTES_MAX.min(self.bytes_max);
         while gathered.txns.len() < BATCH_TXNS_MAX && gathered.bytes() < bytes_max {
             let request = self.requests.try_recv().ok()?;
+            if request.answer.is_closed() {
+                // Its caller has given up, or asked another master: it was never begun.
+                continue;
+            }
             if gathered.bytes() + request.encoded.len() as u64 > bytes_max {
                 return Some(request);
             }

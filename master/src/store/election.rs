@@ -1,20 +1,34 @@
-//! When a master stands for election: after it has heard of no leader for the election timeout and
-//! a random part more, drawn anew each time; at once when another one stands that cannot win.
+//! When a master stands for election, and how long one that was elected may take itself for the
+//! leader.
 //!
-//! Openraft's own timer is off: it draws its time once and looks at fixed ticks, so that masters
-//! that stood at the same moment do so again, and it makes one whose log is behind wait for two
-//! timeouts more, while it is the others that could win.
+//! It stands after it has heard of no leader for the election timeout and a random part more, drawn
+//! anew each time, and only while enough masters answer it and none of them leads; at once when
+//! another one stands that cannot win, because it lacks entries. Openraft draws its time once and
+//! looks at fixed ticks, so that two that once stood at the same moment would do so again and again;
+//! it makes one whose log is behind wait for longer, and one that is cut off counts terms up for
+//! nothing and unseats the leader when it comes back. So openraft's own timer is off.
+//!
+//! A leader that a majority has not answered for the election timeout serves as one no longer: the
+//! others may have elected another. Openraft itself goes on until it hears of that. Nothing that is
+//! acknowledged depends on any of this.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openraft::error::Fatal;
 use openraft::{Config, ServerState};
+use timonier_proto::v1::ReadIndexRequest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Shared;
+use super::network::Links;
 use super::raft::{NodeId, Raft};
+use super::transport::Target;
 
 /// Of the election timeout: the random part of a follower's patience is at most this.
 const SPREAD: f64 = 0.25;
@@ -24,6 +38,10 @@ const LEASE: f64 = 0.6;
 /// Of the election timeout: a candidate, and one that has voted for one, waits so long for the
 /// outcome, and a random part as long again.
 const CANDIDACY: f64 = 0.3;
+/// The other masters are asked for at most the election timeout divided by this before one stands.
+const ASK_PART: u32 = 5;
+/// After this part of the election timeout it is looked again whether a majority answers.
+const LOOK_PART: u32 = 10;
 /// A candidate that could win stands again after this time, if it must…
 const AGAIN: Duration = Duration::from_millis(100);
 /// …so often.
@@ -39,6 +57,13 @@ pub fn configure(config: &mut Config, election_timeout: Duration) {
     config.heartbeat_interval = config.heartbeat_interval.clamp(1, lease - 2);
 }
 
+/// The sets of voters of which each must have a majority.
+type Voters = Vec<BTreeSet<NodeId>>;
+
+fn has_majority(voters: &Voters, here: impl Fn(NodeId) -> bool) -> bool {
+    voters.iter().all(|set| set.iter().filter(|id| here(**id)).count() > set.len() / 2)
+}
+
 /// What decides whether to stand.
 struct Seen {
     /// When a leader, or a candidate that has this master's vote, was last heard.
@@ -48,18 +73,19 @@ struct Seen {
     votes: bool,
 }
 
-/// The timer of one master.
-pub struct Election {
-    pub id: NodeId,
+/// Stands for election when it is time to, until `closing`.
+pub struct Elections {
     pub raft: Raft,
-    pub timeout: Duration,
+    pub shared: std::sync::Weak<Shared>,
+    pub election_timeout: Duration,
     /// Told when a candidate was refused because this master has more.
     pub urged: Arc<Notify>,
+    pub closing: CancellationToken,
 }
 
-impl Election {
-    /// Runs until `closing`, or until the consensus has stopped.
-    pub async fn run(self, closing: CancellationToken) {
+impl Elections {
+    pub async fn run(self) {
+        let closing = self.closing.clone();
         tokio::select! {
             () = closing.cancelled() => {}
             // It is told where it is watched for.
@@ -69,7 +95,8 @@ impl Election {
 
     async fn watch(&self) -> Result<(), Fatal<NodeId>> {
         let mut server = self.raft.server_metrics();
-        let mut begun = Instant::now();
+        // When it began, or stood last: it has been patient since.
+        let mut since = Instant::now();
         let mut chance = fastrand::f64();
         loop {
             let leads = server.borrow_and_update().state == ServerState::Leader;
@@ -78,16 +105,17 @@ impl Election {
                 if server.changed().await.is_err() {
                     return Err(Fatal::Stopped);
                 }
-                begun = Instant::now();
+                since = Instant::now();
                 continue;
             }
-            let heard = seen.heard.map_or(begun, |heard| heard.max(begun));
+            let heard = seen.heard.map_or(since, |heard| heard.max(since));
             let due = heard + self.patience(seen.led, chance);
             if Instant::now() >= due {
-                chance = fastrand::f64();
-                begun = Instant::now();
-                tracing::info!(id = self.id, "no leader is heard: standing for election");
-                self.raft.trigger().elect().await?;
+                if self.may_win().await {
+                    tracing::info!("no leader is heard: standing for election");
+                    self.raft.trigger().elect().await?;
+                }
+                (since, chance) = (Instant::now(), fastrand::f64());
                 continue;
             }
             tokio::select! {
@@ -99,11 +127,11 @@ impl Election {
 
     fn patience(&self, led: bool, chance: f64) -> Duration {
         let times = if led { 1.0 + SPREAD * chance } else { CANDIDACY * (1.0 + chance) };
-        self.timeout.mul_f64(times)
+        self.election_timeout.mul_f64(times)
     }
 
     async fn look(&self) -> Result<Seen, Fatal<NodeId>> {
-        let id = self.id;
+        let id = self.shared.upgrade().map_or(0, |shared| shared.id);
         self.raft
             .with_raft_state(move |state| Seen {
                 heard: state.vote_last_modified(),
@@ -116,12 +144,47 @@ impl Election {
     /// Another one has waited long enough for a leader, but lacks entries that this one has.
     async fn stand_instead(&self) -> Result<(), Fatal<NodeId>> {
         let seen = self.look().await?;
-        let lease = self.timeout.mul_f64(LEASE);
+        let lease = self.election_timeout.mul_f64(LEASE);
         if seen.led && seen.heard.is_some_and(|heard| heard.elapsed() < lease) {
             return Ok(());
         }
-        tracing::info!(id = self.id, "a candidate lacks entries: standing for election");
+        tracing::info!("a candidate lacks entries: standing for election");
         stand(&self.raft).await
+    }
+
+    /// It may vote, enough others answer, and none of them leads.
+    async fn may_win(&self) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let (voters, targets) = {
+            let now = shared.raft.server_metrics();
+            let now = now.borrow();
+            let members = now.membership_config.membership();
+            let targets: Vec<Target> = members
+                .nodes()
+                .map(|(id, node)| Target { id: *id, address: node.address.clone() })
+                .collect();
+            (members.get_joint_config().clone(), targets)
+        };
+        let is_voter = |id: NodeId| voters.iter().any(|set| set.contains(&id));
+        if !is_voter(shared.id) {
+            return false;
+        }
+        let others = targets.iter().filter(|target| target.id != shared.id && is_voter(target.id));
+        let mut asking: FuturesUnordered<_> =
+            others.map(|target| ask(&shared.links, target)).collect();
+        let mut here = BTreeSet::from([shared.id]);
+        let answers = async {
+            while let Some((id, answer)) = asking.next().await {
+                match answer {
+                    Some(Leads(true)) => return false,
+                    Some(Leads(false)) => here.insert(id),
+                    None => continue,
+                };
+            }
+            true
+        };
+        let none_leads = timeout(self.election_timeout / ASK_PART, answers).await.unwrap_or(true);
+        none_leads && has_majority(&voters, |id| here.contains(&id))
     }
 }
 
@@ -141,4 +204,68 @@ pub async fn stand(raft: &Raft) -> Result<(), Fatal<NodeId>> {
         }
     }
     Ok(())
+}
+
+struct Leads(bool);
+
+/// Whether that master leads, which it asks a majority about; `None` when it does not answer.
+async fn ask(links: &Links, target: &Target) -> (NodeId, Option<Leads>) {
+    let request = ReadIndexRequest { header: Some(links.header(target.id)) };
+    let reply = links.transport.read_index(target, request).await;
+    (target.id, reply.ok().map(|reply| Leads(reply.not_leader.is_none())))
+}
+
+/// Whether a master that openraft takes for the leader has heard of a majority lately.
+pub struct Majority {
+    pub raft: Raft,
+    pub links: Arc<Links>,
+    pub election_timeout: Duration,
+    /// Since when it leads; `None` while it does not.
+    led_since: Option<Instant>,
+}
+
+impl Majority {
+    pub fn new(raft: Raft, links: Arc<Links>, election_timeout: Duration) -> Self {
+        Self { raft, links, election_timeout, led_since: None }
+    }
+
+    /// Between two looks; `None` while there is nobody to hear of.
+    pub fn look_interval(&self) -> Option<Duration> {
+        let is_alone = self.voters().iter().all(|set| set.len() < 2);
+        (self.led_since.is_some() && !is_alone).then_some(self.election_timeout / LOOK_PART)
+    }
+
+    fn voters(&self) -> Voters {
+        let now = self.raft.server_metrics();
+        now.borrow().membership_config.membership().get_joint_config().clone()
+    }
+
+    /// Whether this master may serve as the leader.
+    pub fn leads(&mut self, state: ServerState) -> bool {
+        if state != ServerState::Leader {
+            self.led_since = None;
+            return false;
+        }
+        // A majority has just voted for it.
+        let led_since = *self.led_since.get_or_insert_with(Instant::now);
+        let recent = |silence: Duration| silence < self.election_timeout;
+        has_majority(&self.voters(), |id| {
+            id == self.links.id
+                || recent(led_since.elapsed())
+                || self.links.silence(id).is_some_and(recent)
+        })
+    }
+}
+
+#[test]
+fn both_sets_of_voters_need_a_majority() {
+    let joint = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([3, 4])];
+    for (here, enough) in [
+        (vec![1, 2, 3], false),
+        (vec![1, 2, 3, 4], true),
+        (vec![3, 4], false),
+        (vec![1, 3, 4], true),
+    ] {
+        assert_eq!(has_majority(&joint, |id| here.contains(&id)), enough, "{here:?}");
+    }
 }

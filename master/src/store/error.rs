@@ -79,6 +79,12 @@ pub enum CommitError {
     /// Whether it was applied is not known; the same transaction with the same id may be sent again.
     #[error("the transaction was not answered in {0} ms; hint: try again with the same id")]
     Timeout(u64),
+    /// Whether it was applied is not known; the same transaction with the same id may be sent again.
+    #[error(
+        "no leader was reached for {0} ms: a majority of the masters must be there; hint: see \
+         `timonctl master list`, or ask another master"
+    )]
+    NoLeader(u64),
     #[error("the master is shutting down")]
     ShuttingDown,
 }
@@ -104,9 +110,9 @@ impl From<CommitError> for ApiError {
                 }
             },
             CommitError::StorageFailure(_) => ApiError::new(Reason::StorageFailure, text),
-            CommitError::NotLeader { .. } | CommitError::ShuttingDown => {
-                ApiError::new(Reason::Unavailable, text)
-            }
+            CommitError::NotLeader { .. }
+            | CommitError::NoLeader(_)
+            | CommitError::ShuttingDown => ApiError::new(Reason::Unavailable, text),
             CommitError::Timeout(_) => ApiError::new(Reason::Timeout, text),
         }
     }

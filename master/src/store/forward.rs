@@ -7,6 +7,7 @@ use bytes::Bytes;
 use timonier_master_core::op::{Rejection, Txn};
 use timonier_proto::v1::propose_reply::Outcome;
 use timonier_proto::v1::{ProposeReply, ProposeRequest, ReadIndexRequest};
+use tokio::time::Instant;
 
 use super::transport::Target;
 use super::{CommitError, Committed, Store};
@@ -14,11 +15,22 @@ use super::{CommitError, Committed, Store};
 /// Pause before the leader is asked again, if none is elected meanwhile.
 const RETRY: Duration = Duration::from_millis(25);
 
+/// A caller is told so when no leader was reached for so long.
+const LEADERLESS_MAX: Duration = Duration::from_secs(5);
+
 /// What a try came to.
 enum Tried<T> {
     Done(T),
     /// Not the leader, or it did not answer.
     Again,
+}
+
+fn check_reached(begun: Instant) -> Result<(), CommitError> {
+    let waited = begun.elapsed();
+    if waited < LEADERLESS_MAX {
+        return Ok(());
+    }
+    Err(CommitError::NoLeader(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)))
 }
 
 impl Store {
@@ -39,6 +51,7 @@ impl Store {
         }
         let encoded = self.encode(&txn)?;
         let mut leader = self.shared.leader_id.subscribe();
+        let begun = Instant::now();
         loop {
             let now = *leader.borrow_and_update();
             let trying = self.try_commit(now, &txn, &encoded);
@@ -51,6 +64,7 @@ impl Store {
                 _ = leader.changed() => continue,
                 () = self.shared.closing.cancelled() => return Err(CommitError::ShuttingDown),
             }
+            check_reached(begun)?;
             let _ = tokio::time::timeout(RETRY, leader.changed()).await;
         }
     }
@@ -107,6 +121,7 @@ impl Store {
 
     pub(super) async fn linearize_in_time(&self) -> Result<(), CommitError> {
         let mut leader = self.shared.leader_id.subscribe();
+        let begun = Instant::now();
         loop {
             let now = *leader.borrow_and_update();
             tokio::select! {
@@ -117,6 +132,7 @@ impl Store {
                 _ = leader.changed() => continue,
                 () = self.shared.closing.cancelled() => return Err(CommitError::ShuttingDown),
             }
+            check_reached(begun)?;
             let _ = tokio::time::timeout(RETRY, leader.changed()).await;
         }
     }

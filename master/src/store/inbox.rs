@@ -182,7 +182,11 @@ impl Inbox {
                 }
                 Err(CommitError::StorageFailure(why)) => Outcome::Failed(why),
                 Err(CommitError::NotLeader { .. }) => Outcome::NotLeader(self.not_leader()),
-                Err(error @ (CommitError::Timeout(_) | CommitError::ShuttingDown)) => {
+                Err(
+                    error @ (CommitError::Timeout(_)
+                    | CommitError::NoLeader(_)
+                    | CommitError::ShuttingDown),
+                ) => {
                     return Err(InboxError::Unavailable(error.to_string()));
                 }
             }

@@ -107,7 +107,7 @@ impl Change {
 }
 
 /// In order of their ids.
-pub(super) fn of(metrics: &ServerMetrics) -> Vec<Member> {
+pub(super) fn of(metrics: &ServerMetrics, leader: Option<NodeId>) -> Vec<Member> {
     let members = metrics.membership_config.membership();
     let voters: BTreeSet<NodeId> = members.voter_ids().collect();
     members
@@ -117,7 +117,7 @@ pub(super) fn of(metrics: &ServerMetrics) -> Vec<Member> {
             name: node.name.clone(),
             address: node.address.clone(),
             voter: voters.contains(id),
-            leader: metrics.current_leader == Some(*id),
+            leader: leader == Some(*id),
         })
         .collect()
 }

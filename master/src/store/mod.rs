@@ -95,8 +95,8 @@ pub struct StoreConfig {
     pub commit_timeout: Duration,
     /// Between several masters only: a single one sends none.
     pub heartbeat: Duration,
-    /// A master that has not heard of the leader for so long stands for election, at the latest
-    /// after 1.25 times as long.
+    /// A master that has not heard of the leader for so long, and up to a quarter more, stands for
+    /// election; a leader that a majority has not answered for so long serves as one no longer.
     pub election_timeout: Duration,
     pub start: Start,
     /// Of this master, for people.
@@ -152,7 +152,7 @@ pub struct StoreStatus {
     pub id: u64,
     /// Made when the cluster was first started.
     pub cluster_id: String,
-    /// This master is the leader.
+    /// This master is the leader, and a majority has answered it lately.
     pub leader: bool,
     pub leader_id: Option<u64>,
     pub term: u64,
@@ -243,7 +243,7 @@ impl Store {
         self.shared.machine.snapshot()
     }
 
-    /// Applies the transaction and answers once it is on disk. What this answers is in
+    /// Applies the transaction and answers once it is on the disks of a majority. What this answers is in
     /// [`Self::snapshot`] already. When the caller goes away, the transaction may still be applied.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         self.in_time(self.commit_in_time(txn)).await
@@ -274,6 +274,8 @@ impl Store {
         let encoded = serde_json::to_vec(txn)
             .map_err(|error| invalid(txn, format!("it cannot be encoded: {error}")))?;
         self.check_size(txn, encoded.len())?;
+        #[cfg(debug_assertions)]
+        check_same(txn, &encoded);
         Ok(encoded.into())
     }
 
@@ -350,11 +352,12 @@ impl Store {
         let shared = &self.shared;
         let metrics = shared.raft.metrics().borrow().clone();
         let state = shared.machine.state();
+        let leader = metrics.state == ServerState::Leader && *shared.leader.borrow();
         StoreStatus {
             id: shared.id,
             cluster_id: shared.machine.cluster_id.clone(),
-            leader: metrics.state == ServerState::Leader,
-            leader_id: metrics.current_leader,
+            leader,
+            leader_id: metrics.current_leader.filter(|id| leader || *id != shared.id),
             term: metrics.current_term,
             last_index: shared.log.last_index(),
             applied_index: state.last_applied.map_or(0, |last| last.index),
@@ -419,6 +422,14 @@ impl Store {
             (Err(error), _) | (_, Err(error)) => Err(StoreError::Raft(error.to_string())),
             (_, Ok(Err(_))) => Err(StoreError::Raft("the log's thread panicked".to_owned())),
         }
+    }
+}
+
+/// What the leader applies out of its memory is what the others read out of the log.
+#[cfg(debug_assertions)]
+fn check_same(txn: &Txn, encoded: &[u8]) {
+    if serde_json::from_slice::<Txn>(encoded).ok().as_ref() != Some(txn) {
+        tracing::error!("a transaction breaks a rule: it differs from what is stored: {txn:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{self, Batcher, QUEUE_MAX};
-use super::election::{self, Election};
+use super::election::{self, Elections, Majority};
 use super::folder::Folder;
 use super::keyring::Keyring;
 use super::log::{self, Log, OpenedLog, Space};
@@ -79,7 +79,11 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let failure = watch::Sender::new(None);
     let leader = watch::Sender::new(raft.metrics().borrow().state == ServerState::Leader);
     let leader_id = watch::Sender::new(raft.metrics().borrow().current_leader);
-    let members = watch::Sender::new(members::of(&raft.server_metrics().borrow()));
+    let members = watch::Sender::new({
+        let now = raft.server_metrics();
+        let now = now.borrow();
+        members::of(&now, now.current_leader)
+    });
     let (requests, queue) = mpsc::channel(QUEUE_MAX);
     let txn_bytes_max = batcher::txn_bytes_max(segment_bytes(&config));
     let paused = watch::Sender::new(false);
@@ -92,16 +96,13 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         bytes_max: txn_bytes_max,
         paused: paused.subscribe(),
     };
-    let urged = Arc::new(Notify::new());
-    let election =
-        Election { id, raft: raft.clone(), timeout: config.election_timeout, urged: urged.clone() };
     let tasks = vec![
-        tokio::spawn(election.run(closing.clone())),
         tokio::spawn(batcher.run()),
         tokio::spawn(snapshotter::run(machine.clone(), raft.clone(), closing.clone())),
         tokio::spawn(observe(
             raft.clone(),
             Seen { leader: leader.clone(), leader_id: leader_id.clone(), members: members.clone() },
+            Majority::new(raft.clone(), links.clone(), config.election_timeout),
             failure.clone(),
             closing.clone(),
         )),
@@ -122,7 +123,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         election_timeout: config.election_timeout,
         opened: Instant::now(),
         leader,
-        urged,
+        urged: Arc::new(Notify::new()),
         leader_id,
         members,
         paused,
@@ -138,6 +139,14 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let me = MasterNode { address: config.address, name: config.name };
     let looking = members::look_after(members::weak(&store), me, store.shared.closing.clone());
     store.add_task(tokio::spawn(looking));
+    let elections = Elections {
+        raft: store.shared.raft.clone(),
+        shared: members::weak(&store),
+        election_timeout: config.election_timeout,
+        urged: store.shared.urged.clone(),
+        closing: store.shared.closing.clone(),
+    };
+    store.add_task(tokio::spawn(elections.run()));
     Ok(store)
 }
 
@@ -248,6 +257,13 @@ async fn lead_if_alone(id: NodeId, me: MasterNode, raft: &Raft) -> Result<(), St
     Ok(())
 }
 
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What is told of the consensus.
 struct Seen {
     leader: watch::Sender<bool>,
@@ -260,17 +276,25 @@ struct Seen {
 async fn observe(
     raft: Raft,
     seen: Seen,
+    mut majority: Majority,
     failure: watch::Sender<Option<String>>,
     closing: CancellationToken,
 ) {
     let mut server = raft.server_metrics();
     loop {
         let now = server.borrow_and_update().clone();
-        let leads = now.state == ServerState::Leader;
-        seen.leader.send_if_modified(|before| std::mem::replace(before, leads) != leads);
-        let id = now.current_leader;
+        let leads = majority.leads(now.state);
+        seen.leader.send_if_modified(|before| {
+            let changed = *before != leads;
+            if changed && !leads && now.state == ServerState::Leader {
+                tracing::warn!("a majority of the masters does not answer: not leading any more");
+            }
+            *before = leads;
+            changed
+        });
+        let id = now.current_leader.filter(|id| leads || *id != majority.links.id);
         seen.leader_id.send_if_modified(|before| std::mem::replace(before, id) != id);
-        let members = members::of(&now);
+        let members = members::of(&now, id);
         seen.members.send_if_modified(|before| {
             let changed = *before != members;
             *before = members;
@@ -279,6 +303,7 @@ async fn observe(
         let changed = tokio::select! {
             () = closing.cancelled() => return,
             changed = server.changed() => changed,
+            () = sleep(majority.look_interval()) => Ok(()),
         };
         let stopped = raft.metrics().borrow().running_state.clone().err();
         if let Some(fatal) = stopped.or(changed.is_err().then_some(openraft::error::Fatal::Stopped))

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use timonier_proto::v1::{LatencyBeats, RelayFrame, RelayedNode};
 use tokio::sync::{broadcast, watch};
 
@@ -55,7 +55,7 @@ impl Outgoing {
 impl Hub {
     /// What the master that this cursor is of has not been told.
     pub(crate) fn outgoing(&self, me: u64, cursor: &mut Cursor) -> Outgoing {
-        let now = Timestamp::now();
+        let now = Instant::now();
         // Before the slots are looked at: what is said meanwhile is told with the next frame too.
         let until = self.inner.told.load(Ordering::Acquire);
         let slots = self.slots();
@@ -93,7 +93,7 @@ impl Hub {
 
     /// Takes in what another master tells.
     pub(crate) fn take_in(&self, frame: RelayFrame) {
-        let now = Timestamp::now();
+        let now = Instant::now();
         let master = frame.master;
         self.masters().insert(master, MasterHeard { at: now });
         let mut changed = false;
@@ -127,12 +127,10 @@ impl Hub {
         state: &mut SlotState,
         master: u64,
         node: RelayedNode,
-        now: Timestamp,
+        now: Instant,
     ) -> bool {
-        let ago = |ms: u64| {
-            let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-            now.checked_sub(SignedDuration::from_millis(ms)).unwrap_or(Timestamp::MIN)
-        };
+        // A clock may not reach back before its machine's start.
+        let ago = |ms: u64| now.checked_sub(Duration::from_millis(ms)).unwrap_or(now);
         let since = ago(node.session_age_ms);
         let voice = Voice { agent_id: node.agent_id, dial: node.dial, since };
         let was_there =
@@ -146,9 +144,9 @@ impl Hub {
 }
 
 /// `None` when this master has no session of the node.
-fn relayed(name: &str, state: &SlotState, now: Timestamp) -> Option<RelayedNode> {
+fn relayed(name: &str, state: &SlotState, now: Instant) -> Option<RelayedNode> {
     let Some(Holder::Here { voice, .. }) = &state.holder else { return None };
-    let age = |at: Timestamp| now.duration_since(at).as_millis().max(0);
+    let age = |at: Instant| now.saturating_duration_since(at).as_millis();
     Some(RelayedNode {
         node: name.to_owned(),
         agent_id: voice.agent_id.clone(),

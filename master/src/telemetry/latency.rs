@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use timonier_master_core::world::LatencySample;
 use timonier_proto::latency::LatencyAutoscaler;
 use timonier_proto::v1::{BeatsRequest, LatencyBeats};
@@ -19,7 +20,7 @@ use super::Hub;
 use crate::store::Store;
 
 /// Samples older than this are forgotten.
-const SAMPLE_AGE_MAX: SignedDuration = SignedDuration::from_secs(5);
+const SAMPLE_AGE_MAX: Duration = Duration::from_secs(5);
 /// Most samples kept of one pod: five seconds of beats, and some room.
 const SAMPLES_PER_POD_MAX: usize = 64;
 /// Most policies, and most pods of one, that are kept.
@@ -36,7 +37,21 @@ pub(super) struct Latency {
     own: broadcast::Sender<Arc<LatencyBeats>>,
 }
 
-type Pods = BTreeMap<String, VecDeque<LatencySample>>;
+type Pods = BTreeMap<String, VecDeque<Sample>>;
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Instant,
+    latency_us: u32,
+    failed: bool,
+}
+
+impl Sample {
+    fn shown(&self, now: Timestamp) -> LatencySample {
+        let Self { at, latency_us, failed } = *self;
+        LatencySample { at: super::ago(now, at), latency_us, failed }
+    }
+}
 
 /// Beats for one watcher, until it goes.
 pub type BeatStream = Pin<Box<dyn Stream<Item = Result<LatencyBeats, Status>> + Send>>;
@@ -56,7 +71,7 @@ impl Latency {
     }
 
     /// Of an agent that has a session with this master.
-    pub fn add_own(&self, beats: LatencyBeats, now: Timestamp) {
+    pub fn add_own(&self, beats: LatencyBeats, now: Instant) {
         if self.own.receiver_count() > 0 {
             let _ = self.own.send(Arc::new(beats.clone()));
         }
@@ -64,7 +79,7 @@ impl Latency {
     }
 
     /// `now` counts as the time of measurement, since the agents' clocks are not the master's.
-    pub fn add(&self, beats: LatencyBeats, now: Timestamp) {
+    pub fn add(&self, beats: LatencyBeats, now: Instant) {
         {
             let mut by_policy = self.by_policy.lock().unwrap_or_else(PoisonError::into_inner);
             for beat in &beats.beats {
@@ -82,7 +97,7 @@ impl Latency {
                 if samples.len() >= SAMPLES_PER_POD_MAX {
                     samples.pop_front();
                 }
-                samples.push_back(LatencySample {
+                samples.push_back(Sample {
                     at: now,
                     latency_us: beat.latency_us,
                     failed: beat.failed,
@@ -95,24 +110,26 @@ impl Latency {
         }
     }
 
-    /// What is not too old; forgets the rest.
-    pub fn samples(&self) -> HashMap<ObjectKey, BTreeMap<String, Vec<LatencySample>>> {
+    /// What is not too old, by a clock that shows `now`; forgets the rest.
+    pub fn samples(
+        &self,
+        now: Timestamp,
+    ) -> HashMap<ObjectKey, BTreeMap<String, Vec<LatencySample>>> {
         let mut by_policy = self.by_policy.lock().unwrap_or_else(PoisonError::into_inner);
         if by_policy.is_empty() {
             return HashMap::new();
         }
-        let oldest = Timestamp::now().checked_sub(SAMPLE_AGE_MAX).unwrap_or(Timestamp::MIN);
         by_policy.retain(|_, pods| {
             pods.retain(|_, samples| {
-                while samples.front().is_some_and(|sample| sample.at < oldest) {
+                while samples.front().is_some_and(|sample| sample.at.elapsed() > SAMPLE_AGE_MAX) {
                     samples.pop_front();
                 }
                 !samples.is_empty()
             });
             !pods.is_empty()
         });
-        let copy = |(pod, samples): (&String, &VecDeque<_>)| {
-            (pod.clone(), samples.iter().copied().collect())
+        let copy = |(pod, samples): (&String, &VecDeque<Sample>)| {
+            (pod.clone(), samples.iter().map(|sample| sample.shown(now)).collect())
         };
         by_policy.iter().map(|(key, pods)| (key.clone(), pods.iter().map(copy).collect())).collect()
     }
@@ -180,14 +197,15 @@ mod tests {
             latency_us: 900,
             ..Default::default()
         };
-        let now = Timestamp::now();
-        let old = now.checked_sub(SignedDuration::from_secs(60)).unwrap();
-        latency.add(LatencyBeats { beats: vec![beat.clone()] }, old);
-        assert!(latency.samples().is_empty());
+        let now = Instant::now();
+        if let Some(old) = now.checked_sub(Duration::from_secs(60)) {
+            latency.add(LatencyBeats { beats: vec![beat.clone()] }, old);
+            assert!(latency.samples(Timestamp::now()).is_empty());
+        }
         for _ in 0..200 {
             latency.add(LatencyBeats { beats: vec![beat.clone()] }, now);
         }
         let key = ObjectKey::new(Kind::LatencyAutoscaler, "default", "web");
-        assert_eq!(latency.samples()[&key]["web-1"].len(), SAMPLES_PER_POD_MAX);
+        assert_eq!(latency.samples(Timestamp::now())[&key]["web-1"].len(), SAMPLES_PER_POD_MAX);
     }
 }

@@ -33,9 +33,11 @@ pub(crate) use monitor::address_of;
 
 /// [`Hub::signals`] answers the same copy for so long, unless a node came, went or changed.
 const SIGNALS_AGE_MAX: Duration = Duration::from_millis(100);
+/// Two clocks that differ by less are the same one.
+const CLOCKS_APART_MAX: SignedDuration = SignedDuration::from_millis(10);
 /// A master that has relayed nothing for so long is away: its agents are given time to find
 /// another.
-const RELAY_SILENCE_MAX: SignedDuration = SignedDuration::from_millis(1000);
+const RELAY_SILENCE_MAX: Duration = Duration::from_millis(1000);
 /// An agent not heard of for so long does not hold its node's name any more.
 const SILENCE_MAX_DEFAULT_MS: u64 = 3000;
 
@@ -48,7 +50,7 @@ pub struct Hub {
 #[derive(Debug)]
 struct Inner {
     /// When this master began to listen, or to lead.
-    since: Mutex<Timestamp>,
+    since: Mutex<Instant>,
     nodes: RwLock<HashMap<String, Arc<Slot>>>,
     /// The other masters, as far as they relay.
     masters: Mutex<HashMap<u64, MasterHeard>>,
@@ -65,14 +67,24 @@ struct Inner {
 
 #[derive(Debug, Clone, Copy)]
 struct MasterHeard {
-    at: Timestamp,
+    at: Instant,
 }
 
 #[derive(Debug)]
 struct Cached {
     made: Instant,
+    /// What the clock of whoever asked showed then.
+    now: Timestamp,
     version: u64,
     telemetry: Arc<Telemetry>,
+}
+
+impl Cached {
+    /// The clock that shows `now` went on since as time did.
+    fn is_by_clock(&self, now: Timestamp) -> bool {
+        let then = ago(now, self.made);
+        then.duration_since(self.now).abs() < CLOCKS_APART_MAX
+    }
 }
 
 /// An agent's session, as it introduces itself.
@@ -102,7 +114,7 @@ impl Hub {
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
-                since: Mutex::new(Timestamp::now()),
+                since: Mutex::new(Instant::now()),
                 nodes: RwLock::default(),
                 masters: Mutex::default(),
                 latency: latency::Latency::new(),
@@ -132,7 +144,7 @@ impl Hub {
         {
             let mut state = slot.lock();
             let agent_id = who.agent_id.to_owned();
-            let voice = Voice { agent_id, dial: who.dial, since: Timestamp::now() };
+            let voice = Voice { agent_id, dial: who.dial, since: Instant::now() };
             state.holder = Some(Holder::Here { session, voice, cancel });
             state.welcomed = None;
             state.sequence = 0;
@@ -180,11 +192,10 @@ impl Hub {
     /// Number of agents that have a session with a master that is there.
     pub fn connected(&self) -> usize {
         let heard = self.masters().clone();
-        let now = Timestamp::now();
         let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let is_connected = |slot: &&Arc<Slot>| match &slot.lock().holder {
             Some(Holder::Here { .. }) => true,
-            Some(Holder::There { master, .. }) => away_since(&heard, *master, now).is_none(),
+            Some(Holder::There { master, .. }) => away_since(&heard, *master).is_none(),
             None => false,
         };
         nodes.values().filter(is_connected).count()
@@ -211,9 +222,8 @@ impl Hub {
         self.inner.masters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn silence_max(&self) -> SignedDuration {
-        let ms = self.inner.silence_max_ms.load(Ordering::Relaxed);
-        SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX))
+    fn silence_max(&self) -> Duration {
+        Duration::from_millis(self.inner.silence_max_ms.load(Ordering::Relaxed))
     }
 
     fn next_told(&self) -> u64 {
@@ -232,20 +242,21 @@ impl Hub {
         self.inner.transitions.send_modify(|count| *count += 1);
     }
 
-    fn build(&self) -> Telemetry {
+    /// As it is now, by a clock that shows `now`.
+    fn build(&self, now: Timestamp) -> Telemetry {
         let heard = self.masters().clone();
-        let now = Timestamp::now();
         let nodes = self.inner.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let nodes = nodes
             .iter()
             .filter_map(|(name, slot)| {
                 let state = slot.lock();
                 let master_away_since = match &state.holder {
-                    Some(Holder::There { master, .. }) => away_since(&heard, *master, now),
+                    Some(Holder::There { master, .. }) => away_since(&heard, *master),
                     _ => None,
                 };
+                let master_away_since = master_away_since.map(|at| ago(now, at));
                 let signal = NodeSignal {
-                    last_beat: state.last_beat?,
+                    last_beat: ago(now, state.last_beat?),
                     connected: state.holder.is_some(),
                     host: state.host,
                     not_ready: state.not_ready.clone(),
@@ -255,28 +266,37 @@ impl Hub {
             })
             .collect();
         let since = *self.inner.since.lock().unwrap_or_else(PoisonError::into_inner);
-        Telemetry { since, nodes, latency: self.inner.latency.samples() }
+        Telemetry { since: ago(now, since), nodes, latency: self.inner.latency.samples(now) }
     }
 }
 
 /// Since when that master is away; `None` while it relays.
-fn away_since(heard: &HashMap<u64, MasterHeard>, master: u64, now: Timestamp) -> Option<Timestamp> {
+fn away_since(heard: &HashMap<u64, MasterHeard>, master: u64) -> Option<Instant> {
     let last = heard.get(&master)?.at;
-    (now.duration_since(last) > RELAY_SILENCE_MAX).then_some(last)
+    (last.elapsed() > RELAY_SILENCE_MAX).then_some(last)
+}
+
+/// What a clock that shows `now` showed at that moment. Ages are measured with the monotonic clock
+/// only: that a wall clock is set makes nobody look silent.
+fn ago(now: Timestamp, at: Instant) -> Timestamp {
+    let age = SignedDuration::try_from(at.elapsed()).unwrap_or(SignedDuration::MAX);
+    now.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 impl Signals for Hub {
-    fn signals(&self) -> Arc<Telemetry> {
+    fn signals(&self, now: Timestamp) -> Arc<Telemetry> {
         let version = self.inner.version.load(Ordering::Acquire);
         let mut cached = self.inner.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cached) = &*cached
             && cached.version == version
             && cached.made.elapsed() < SIGNALS_AGE_MAX
+            && cached.is_by_clock(now)
         {
             return cached.telemetry.clone();
         }
-        let telemetry = Arc::new(self.build());
-        *cached = Some(Cached { made: Instant::now(), version, telemetry: telemetry.clone() });
+        let telemetry = Arc::new(self.build(now));
+        let made = Instant::now();
+        *cached = Some(Cached { made, now, version, telemetry: telemetry.clone() });
         telemetry
     }
 
@@ -286,7 +306,7 @@ impl Signals for Hub {
 
     fn lead(&self) {
         let mut since = self.inner.since.lock().unwrap_or_else(PoisonError::into_inner);
-        *since = Timestamp::now();
+        *since = Instant::now();
         drop(since);
         self.bump();
     }
@@ -307,7 +327,7 @@ impl Link {
         if !state.is_held_by(self.session) {
             return;
         }
-        let heard = state.hear(beat, Timestamp::now());
+        let heard = state.hear(beat, Instant::now());
         state.told = self.hub.next_told();
         drop(state);
         if heard == Heard::Transition {
@@ -318,12 +338,12 @@ impl Link {
 
     /// Takes measured latencies in.
     pub fn latency(&self, beats: LatencyBeats) {
-        self.hub.inner.latency.add_own(beats, Timestamp::now());
+        self.hub.inner.latency.add_own(beats, Instant::now());
     }
 
     /// From now on the agent is expected to beat.
     pub fn welcome(&self) {
-        self.slot.lock().welcomed = Some(Timestamp::now());
+        self.slot.lock().welcomed = Some(Instant::now());
     }
 
     /// How long nothing has been heard, though something was expected.
@@ -332,7 +352,7 @@ impl Link {
         let Some(welcomed) = state.welcomed else { return Duration::ZERO };
         let last = state.last_beat.map_or(welcomed, |beat| beat.max(welcomed));
         drop(state);
-        Timestamp::now().duration_since(last).try_into().unwrap_or_default()
+        last.elapsed()
     }
 }
 
@@ -381,20 +401,23 @@ mod tests {
         let hub = Hub::new();
         let (link, _) = join(&hub, "a", 1);
         hub.changed().await;
-        assert!(hub.signals().nodes.is_empty(), "nothing is known before the first beat");
+        assert!(
+            hub.signals(Timestamp::now()).nodes.is_empty(),
+            "nothing is known before the first beat"
+        );
         link.beat(beat(1, 10.0, ""));
         hub.changed().await;
         link.beat(beat(2, 20.0, ""));
         assert!(futures::poll!(std::pin::pin!(hub.changed())).is_pending());
         link.beat(beat(3, 30.0, "RuntimeDown"));
         hub.changed().await;
-        let signals = hub.signals();
+        let signals = hub.signals(Timestamp::now());
         let node = &signals.nodes["n1"];
         assert_eq!(node.not_ready.as_ref().unwrap().0, "RuntimeDown");
         assert_eq!(node.host.cpu_percent, 30.0);
         drop(link);
         hub.changed().await;
-        assert!(!hub.signals().nodes["n1"].connected);
+        assert!(!hub.signals(Timestamp::now()).nodes["n1"].connected);
         assert_eq!(hub.connected(), 0);
     }
 
@@ -406,7 +429,7 @@ mod tests {
         old.beat(beat(9, 90.0, ""));
         new.beat(beat(1, 10.0, ""));
         drop(old);
-        let signals = hub.signals();
+        let signals = hub.signals(Timestamp::now());
         assert!(signals.nodes["n1"].connected);
         assert_eq!(signals.nodes["n1"].host.cpu_percent, 10.0);
     }
@@ -418,7 +441,7 @@ mod tests {
         let (link, _) = join(&one, "a", 1);
         link.beat(beat(1, 42.0, ""));
         relay(&one, 1, &mut cursor, &two);
-        let signals = two.signals();
+        let signals = two.signals(Timestamp::now());
         assert_eq!(signals.nodes["n1"].host.cpu_percent, 42.0);
         assert!(signals.nodes["n1"].connected);
         assert_eq!((two.find("n1"), two.connected()), (Some(Where::There(1)), 1));
@@ -427,7 +450,7 @@ mod tests {
         assert!(outgoing.frame.nodes.is_empty() && !outgoing.frame.first);
         link.beat(beat(2, 43.0, "RuntimeDown"));
         relay(&one, 1, &mut cursor, &two);
-        assert!(two.build().nodes["n1"].not_ready.is_some());
+        assert!(two.build(Timestamp::now()).nodes["n1"].not_ready.is_some());
         drop(link);
         relay(&one, 1, &mut cursor, &two);
         assert_eq!((two.find("n1"), two.connected()), (None, 0));

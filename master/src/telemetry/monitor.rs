@@ -43,7 +43,6 @@ impl Hub {
 
     /// All nodes there are, or those asked for by name or address.
     pub fn frame(&self, snapshot: &Snapshot, request: &MonitorRequest) -> MonitorFrame {
-        let now = Timestamp::now();
         let mut unknown: BTreeSet<&str> = request.nodes.iter().map(String::as_str).collect();
         let mut nodes = Vec::new();
         for node in snapshot.list::<Node>(None) {
@@ -57,10 +56,10 @@ impl Hub {
                     continue;
                 }
             }
-            nodes.push(self.sample(snapshot, node, address, request.with_pods, now));
+            nodes.push(self.sample(snapshot, node, address, request.with_pods));
         }
         MonitorFrame {
-            at_unix_ms: now.as_millisecond(),
+            at_unix_ms: Timestamp::now().as_millisecond(),
             nodes,
             unknown_nodes: if request.nodes.is_empty() {
                 Vec::new()
@@ -76,7 +75,6 @@ impl Hub {
         node: &Node,
         address: &str,
         with_pods: bool,
-        now: Timestamp,
     ) -> NodeSample {
         let name = name_of(&node.metadata);
         let mut sample = NodeSample {
@@ -89,8 +87,8 @@ impl Hub {
         if let Some(slot) = self.slot(name) {
             let state = slot.lock();
             sample.usage = state.last_beat.map(|_| state.host);
-            let age = state.last_beat.map_or(0, |at| now.duration_since(at).as_millis());
-            sample.age_ms = u32::try_from(age.max(0)).unwrap_or(u32::MAX);
+            let age = state.last_beat.map_or(0, |at| at.elapsed().as_millis());
+            sample.age_ms = u32::try_from(age).unwrap_or(u32::MAX);
             if with_pods {
                 usage_by_uid =
                     state.pods.iter().map(|usage| (usage.uid.clone(), usage.clone())).collect();

@@ -4,8 +4,8 @@
 //! two agents that claim one name the first that lives.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use timonier_proto::v1::{Heartbeat, HostUsage, PodUsage};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 const REASON_BYTES_MAX: usize = 1024;
 /// Two sessions of different agents that began within so long began at the same time, as far as
 /// two masters can tell.
-const SAME_TIME: SignedDuration = SignedDuration::from_millis(1000);
+const SAME_TIME: Duration = Duration::from_millis(1000);
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
@@ -24,9 +24,9 @@ pub(super) struct Slot {
 pub(super) struct SlotState {
     pub holder: Option<Holder>,
     /// When the agent of a session of this master's was told that it may beat; `None` before.
-    pub welcomed: Option<Timestamp>,
+    pub welcomed: Option<Instant>,
     /// `None` before the first heartbeat that this master ever had of the node.
-    pub last_beat: Option<Timestamp>,
+    pub last_beat: Option<Instant>,
     /// Of the last heartbeat of this session; 0 before the first.
     pub sequence: u64,
     pub host: HostUsage,
@@ -49,8 +49,8 @@ pub(super) struct Voice {
     pub agent_id: String,
     /// Counts the agent's dials.
     pub dial: u64,
-    /// By this master's clock.
-    pub since: Timestamp,
+    /// By this master's monotonic clock.
+    pub since: Instant,
 }
 
 impl Voice {
@@ -59,11 +59,11 @@ impl Voice {
         if self.agent_id == other.agent_id {
             return (self.dial, self.since) > (other.dial, other.since);
         }
-        let earlier = other.since.duration_since(self.since);
-        if earlier.abs() < SAME_TIME {
+        let (first, last) = (self.since.min(other.since), self.since.max(other.since));
+        if last.duration_since(first) < SAME_TIME {
             return self.agent_id < other.agent_id;
         }
-        earlier.is_positive()
+        self.since < other.since
     }
 }
 
@@ -88,7 +88,7 @@ impl SlotState {
     }
 
     /// Takes what the agent said at that time.
-    pub fn hear(&mut self, beat: Heartbeat, at: Timestamp) -> Heard {
+    pub fn hear(&mut self, beat: Heartbeat, at: Instant) -> Heard {
         let first = self.sequence == 0;
         self.last_beat = Some(self.last_beat.map_or(at, |last| last.max(at)));
         self.sequence = beat.sequence.max(1);
@@ -125,7 +125,7 @@ impl SlotState {
 
     /// Another master says that it has this session. False when that is not believed, because
     /// another one speaks for the node.
-    pub fn give(&mut self, to: u64, voice: Voice, silence_max: SignedDuration) -> bool {
+    pub fn give(&mut self, to: u64, voice: Voice, silence_max: Duration) -> bool {
         let alive = self.is_alive(silence_max);
         match &self.holder {
             Some(Holder::Here { voice: own, cancel, .. }) => {
@@ -153,8 +153,8 @@ impl SlotState {
     }
 
     /// Heard of lately.
-    pub fn is_alive(&self, silence_max: SignedDuration) -> bool {
-        self.last_beat.is_some_and(|last| Timestamp::now().duration_since(last) <= silence_max)
+    pub fn is_alive(&self, silence_max: Duration) -> bool {
+        self.last_beat.is_some_and(|last| last.elapsed() <= silence_max)
     }
 }
 
@@ -169,11 +169,11 @@ mod tests {
 
     #[test]
     fn the_newest_session_of_an_agent_and_the_first_of_two_agents_speak() {
-        let now = Timestamp::now();
+        let now = Instant::now() + Duration::from_secs(60);
         let voice = |agent: &str, dial, ago_ms| Voice {
             agent_id: agent.into(),
             dial,
-            since: now.checked_sub(SignedDuration::from_millis(ago_ms)).unwrap(),
+            since: now - Duration::from_millis(ago_ms),
         };
         for (new, old, replaces) in [
             (voice("a", 2, 0), voice("a", 1, 9000), true),

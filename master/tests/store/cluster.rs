@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use timonier_master::store::{
-    ChangeError, Inbox, InboxError, Sending, Start, Store, StoreConfig, Target, Transport,
-    TransportError,
+    ChangeError, CommitError, Inbox, InboxError, Sending, Start, Store, StoreConfig, Target,
+    Transport, TransportError,
 };
 use timonier_master_core::op::Txn;
 use timonier_proto::v1::{
@@ -229,6 +229,35 @@ async fn what_was_never_agreed_on_is_cut() {
         stores.iter().all(|store| store.snapshot() == stores[0].snapshot())
     })
     .await;
+    close(stores).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_majority_steps_back_and_one_that_was_cut_off_unseats_nobody() {
+    let cluster = Cluster::new(20_000);
+    let stores = cluster.of_three().await;
+    let leader = leader_of(&stores).unwrap();
+    let others: Vec<&Store> =
+        stores.iter().filter(|store| store.id() != stores[leader].id()).collect();
+    let old = &stores[leader];
+    for other in &others {
+        cluster.net.unplug(other.id());
+    }
+    let mut leadership = old.leadership();
+    let stepped_back = leadership.wait_for(|leads| !*leads);
+    tokio::time::timeout(DEADLINE, stepped_back).await.unwrap().unwrap();
+    assert!(!old.status().leader && old.leader().is_none());
+    // Nobody hangs, and nobody reads what may be old.
+    let (wrote, read) = tokio::join!(put(old, "nobody", "1"), old.linearize());
+    assert!(matches!(wrote, Err(CommitError::NoLeader(_))), "{wrote:?}");
+    assert!(matches!(read, Err(CommitError::NoLeader(_))), "{read:?}");
+    // Those that were cut off cannot win, so they did not stand: the leader goes on in its term.
+    let term = old.status().term;
+    cluster.net.plug(others[0]);
+    cluster.net.plug(others[1]);
+    put(old, "again", "1").await.unwrap();
+    assert!(old.status().leader);
+    assert_eq!(old.status().term, term);
     close(stores).await;
 }
 

@@ -4,13 +4,19 @@
 //! 2. The history of each register is linearizable.
 //! 3. At most one master leads in a term.
 //! 4. All masters have the same state at the same revision.
-//! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, and
-//!    reads and writes are answered.
+//! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, every
+//!    node ready, the deployment as it was written last, and nothing else running.
+//! 6. A pod runs on one node only.
+//! 7. A pod's phase never goes back.
+//! 8. A deployment never has more pods than its surge allows, and no control loop's plan breaks the
+//!    product's own rules (surge, unavailability, bindings).
+//! 9. Of pods that must be unique, never two run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use timonier_master::store::Store;
+use timonier_master_core::snapshot::Snapshot;
 
 use crate::linear::{self, Operation};
 use crate::workload::{Record, key};
@@ -54,11 +60,13 @@ pub fn check_end(stores: &[Store], record: &Record) -> Result<(), String> {
         let expected = first.snapshot();
         for other in others {
             let snapshot = other.snapshot();
-            let same = expected.revision == snapshot.revision
-                && expected.all_objects().eq(snapshot.all_objects());
-            if !same {
-                let (a, b) = (first.status().id, other.status().id);
-                return Err(format!("[4] masters {a} and {b} differ"));
+            let (a, b) = (first.status().id, other.status().id);
+            if expected.revision != snapshot.revision {
+                let (one, two) = (expected.revision, snapshot.revision);
+                return Err(format!("[4] master {a} is at revision {one}, master {b} at {two}"));
+            }
+            if let Some(difference) = difference(&expected, &snapshot) {
+                return Err(format!("[4] masters {a} and {b} differ: {difference}"));
             }
         }
     }
@@ -75,4 +83,16 @@ pub fn check_end(stores: &[Store], record: &Record) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The first object that two copies of the state do not have alike.
+fn difference(one: &Snapshot, two: &Snapshot) -> Option<String> {
+    let mut objects = two.all_objects();
+    for object in one.all_objects() {
+        let other = objects.next();
+        if other != Some(object) {
+            return Some(format!("{object:?} and {other:?}"));
+        }
+    }
+    objects.next().map(|object| format!("nothing and {object:?}"))
 }

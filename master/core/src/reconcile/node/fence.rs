@@ -31,12 +31,21 @@ pub fn hold(world: &World, pod: &Pod) -> Option<Plan> {
 /// When the pod will have been stopped by its own agent at the latest. `None` while that is not
 /// certain: it was not asked to end, or its node has an agent that answers.
 pub fn gone_at(world: &World, pod: &Pod) -> Option<Timestamp> {
-    let mut last_lease = asked_to_end_at(pod)?;
-    if let Some(node) = node_of(pod).and_then(|name| world.snapshot.get::<Node>("", name)) {
+    let asked = asked_to_end_at(pod)?;
+    let last_lease = match node_of(pod).and_then(|name| world.snapshot.get::<Node>("", name)) {
         // It may have come back and been lost again since.
-        last_lease = last_lease.max(lost_at(node)?);
-    }
+        Some(node) => by_this_clock(world, asked).max(by_this_clock(world, lost_at(node)?)),
+        None => asked.max(world.telemetry.since),
+    };
     Some(after_millis(last_lease, world.settings.fence_after_ms.saturating_add(FENCE_MARGIN_MS)))
+}
+
+/// When, at the latest, what another master may have dated so happened: this leadership dated it
+/// itself, or began with it. So no two masters' clocks need to agree.
+fn by_this_clock(world: &World, at: Timestamp) -> Timestamp {
+    let since = world.telemetry.since;
+    // Whole seconds are rounded up.
+    if at > after_seconds(world.now, 1) { since } else { at.max(since) }
 }
 
 /// When the node was written down as lost, at the latest; `None` when it is not.

@@ -201,3 +201,30 @@ fn a_node_lost_again_and_again_is_avoided() {
     cluster.live(2);
     assert!(cluster.spread()["n1"] >= 2, "it is forgiven: {:?}", cluster.spread());
 }
+
+/// The clock of the next leader shows something else: what the last one dated says nothing then.
+#[test]
+fn no_clock_that_is_set_hurries_it_or_holds_it_up() {
+    for by_hours in [-2, 2] {
+        let mut cluster = unique(4, 4);
+        let node = node_of_the_pod(&cluster);
+        disconnect(&mut cluster, &node);
+        for _ in 0..60 {
+            pass(&mut cluster, 100);
+        }
+        assert!(is_ending(&cluster.pods()[0].metadata));
+        let by = SignedDuration::from_hours(by_hours);
+        cluster.now += by;
+        for signal in cluster.telemetry.nodes.values_mut() {
+            signal.last_beat += by;
+        }
+        cluster.telemetry.since = cluster.now;
+        let mut waited_ms = 0;
+        while cluster.pods().iter().all(|pod| node_of(pod) == Some(&node)) {
+            pass(&mut cluster, 100);
+            waited_ms += 100;
+            assert!(waited_ms < 30_000, "set by {by_hours} h, it is never replaced");
+        }
+        assert!(waited_ms > 15_000, "set by {by_hours} h, it was replaced after {waited_ms} ms");
+    }
+}

@@ -1,0 +1,206 @@
+//! Deployments that somebody changes all the time, and what must hold of their pods.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+use timonier_master::stamp::stamp;
+use timonier_master::store::Store;
+use timonier_master_core::admission::admit_new;
+use timonier_master_core::object::{is_active, is_ready, node_ready_status, phase, uid_of};
+use timonier_master_core::op::{Op, Txn};
+use timonier_master_core::rollout::{Bounds, replicas_of};
+use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::Object;
+use timonier_proto::decode::decode;
+use timonier_proto::k8s_openapi::api::apps::v1::Deployment;
+use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+use timonier_proto::k8s_openapi::jiff::Timestamp;
+use timonier_proto::unique::UNIQUE_ANNOTATION;
+
+use crate::agents::Running;
+use crate::workload::Clients;
+
+const NAMESPACE: &str = "default";
+/// An ordinary deployment…
+const WEB: &str = "web";
+/// …and one whose pod must be unique.
+const DB: &str = "db";
+const REPLICAS_MAX: i32 = 6;
+/// Between two changes.
+const PAUSE_MAX: Duration = Duration::from_secs(6);
+const RETRY: Duration = Duration::from_millis(300);
+
+fn deployment(name: &str, replicas: i32, version: u32) -> Object {
+    let mut manifest = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"namespace": NAMESPACE, "name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": format!("{name}:v{version}")}]},
+            },
+        },
+    });
+    if name == DB {
+        manifest["spec"]["strategy"] = json!({"type": "Recreate"});
+        manifest["spec"]["template"]["metadata"]["annotations"] =
+            json!({UNIQUE_ANNOTATION: "true"});
+    }
+    admit_new(decode(&manifest).expect("a deployment")).expect("a deployment that is allowed")
+}
+
+/// Changes the deployments for ever.
+pub fn change(clients: &Clients) {
+    tokio::spawn(change_one(clients.clone(), WEB));
+    tokio::spawn(change_one(clients.clone(), DB));
+}
+
+/// Changes the image or the number of replicas, of which a unique one has one.
+async fn change_one(clients: Clients, name: &'static str) {
+    let is_unique = name == DB;
+    let (mut replicas, mut version) = (if is_unique { 1 } else { 3 }, 1);
+    let create = stamp(Op::Create(deployment(name, replicas, version)), Timestamp::now());
+    write(&clients, &format!("{name}-create"), create).await;
+    for change in 0_u32.. {
+        tokio::time::sleep(PAUSE_MAX.mul_f64(fastrand::f64())).await;
+        if is_unique || fastrand::bool() {
+            version += 1;
+        } else {
+            replicas = fastrand::i32(1..=REPLICAS_MAX);
+        }
+        let replace = Op::Replace(deployment(name, replicas, version));
+        write(&clients, &format!("{name}-{change}"), replace).await;
+    }
+}
+
+async fn write(clients: &Clients, id: &str, op: Op) {
+    let txn = Txn { id: Some(id.to_owned()), ops: vec![op], preconditions: Vec::new() };
+    while !matches!(clients.commit(&txn).await, Some(Ok(_))) {
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn pods(snapshot: &Snapshot) -> impl Iterator<Item = &Pod> {
+    snapshot.list::<Pod>(Some(NAMESPACE)).map(|pod| &**pod)
+}
+
+fn pods_of<'a>(snapshot: &'a Snapshot, name: &'a str) -> impl Iterator<Item = &'a Pod> {
+    let is_of = move |pod: &&Pod| {
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get("app")).is_some_and(|a| a == name)
+    };
+    pods(snapshot).filter(is_of)
+}
+
+/// Pods that count, and how many there may be at most.
+fn count(snapshot: &Snapshot) -> Option<(i32, i32)> {
+    let deployment = snapshot.get::<Deployment>(NAMESPACE, WEB)?;
+    let (replicas, bounds) = (replicas_of(deployment), Bounds::of(deployment));
+    let active = pods_of(snapshot, WEB).filter(|pod| is_active(pod)).count();
+    Some((i32::try_from(active).unwrap_or(i32::MAX), replicas + bounds.max_surge))
+}
+
+/// What was seen of the pods.
+#[derive(Default)]
+pub struct PodObserver {
+    /// By uid, the highest revision and the phase then.
+    phases: BTreeMap<String, (u64, u8)>,
+    /// Of each master's copy, by its host.
+    counts: BTreeMap<usize, (u64, i32, i32)>,
+}
+
+fn rank(phase: &str) -> u8 {
+    match phase {
+        "Running" => 1,
+        "Succeeded" | "Failed" => 2,
+        _ => 0,
+    }
+}
+
+impl PodObserver {
+    pub fn observe(&mut self, host: usize, store: &Store) -> Result<(), String> {
+        let snapshot = store.snapshot();
+        for pod in pods(&snapshot) {
+            let revision = pod.metadata.resource_version.as_deref();
+            let revision = revision.and_then(|text| text.parse().ok()).unwrap_or(0);
+            let now = rank(phase(pod));
+            let uid = uid_of(&pod.metadata).to_owned();
+            let last = self.phases.entry(uid).or_insert((revision, now));
+            if revision > last.0 {
+                if now < last.1 {
+                    let name = pod.metadata.name.clone().unwrap_or_default();
+                    return Err(format!("[7] the phase of {name} went back to {:?}", phase(pod)));
+                }
+                *last = (revision, now);
+            }
+        }
+        let Some((active, allowed)) = count(&snapshot) else { return Ok(()) };
+        let last = self.counts.insert(host, (snapshot.revision, active, allowed));
+        if let Some((revision, before, allowed_before)) = last
+            && revision < snapshot.revision
+            && active > before
+            && active > allowed.max(allowed_before)
+        {
+            return Err(format!("[8] {active} pods, {allowed} are allowed"));
+        }
+        Ok(())
+    }
+}
+
+/// No pod on two nodes, and never two that must be unique.
+pub fn check_nodes(running: &[Running]) -> Result<(), String> {
+    let mut nodes: BTreeMap<String, String> = BTreeMap::new();
+    let mut unique = Vec::new();
+    for host in running {
+        for (uid, ran) in host.all() {
+            if ran.unique {
+                unique.push(format!("{uid} on {}", ran.node));
+            }
+            if let Some(other) = nodes.insert(uid.clone(), ran.node.clone()) {
+                return Err(format!("[6] pod {uid} runs on {other} and on {}", ran.node));
+            }
+        }
+    }
+    if unique.len() < 2 {
+        return Ok(());
+    }
+    Err(format!("[9] pods of which there must be one run at once: {}", unique.join(" and ")))
+}
+
+/// Why the deployments are not as they should be, if they are not.
+pub fn unsettled(store: &Store, running: &[Running]) -> Option<String> {
+    let snapshot = store.snapshot();
+    if let Some(why) = [WEB, DB].iter().find_map(|name| unsettled_one(&snapshot, name)) {
+        return Some(why);
+    }
+    let lost: Vec<&str> = snapshot
+        .list::<Node>(None)
+        .filter(|node| node_ready_status(node) != "True")
+        .filter_map(|node| node.metadata.name.as_deref())
+        .collect();
+    if !lost.is_empty() {
+        return Some(format!("{lost:?} are not ready"));
+    }
+    let all = pods(&snapshot).count();
+    let runs: usize = running.iter().map(|host| host.all().len()).sum();
+    (runs != all).then(|| format!("{runs} pods run, {all} are wanted"))
+}
+
+fn unsettled_one(snapshot: &Snapshot, name: &str) -> Option<String> {
+    let deployment = snapshot.get::<Deployment>(NAMESPACE, name)?;
+    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let image =
+        |spec: &PodSpec| spec.containers.first().and_then(|container| container.image.clone());
+    let wanted = deployment.spec.as_ref().and_then(|s| image(s.template.spec.as_ref()?));
+    let pods: Vec<&Pod> = pods_of(snapshot, name).collect();
+    let good = pods.iter().filter(|pod| {
+        is_active(pod) && is_ready(pod) && pod.spec.as_ref().and_then(image) == wanted
+    });
+    let (good, all) = (good.count(), pods.len());
+    if usize::try_from(replicas) == Ok(good) && good == all {
+        return None;
+    }
+    Some(format!("{replicas} pods of {wanted:?} are wanted, {good} of {all} are so"))
+}
