@@ -192,7 +192,9 @@ fn pace(world: &World, node: &Node, since: Timestamp) -> Pace {
     let rank = lost.iter().position(|(_, name)| *name == own).unwrap_or_default();
     let rank = i64::try_from(rank).unwrap_or(i64::MAX);
     let interval_ms = if half { NODE_INTERVAL_SLOW_MS } else { NODE_INTERVAL_MS };
-    let first = lost.iter().find_map(|(since, _)| *since).unwrap_or(since);
+    // One that lies ahead is of another master's clock.
+    let first = lost.iter().find_map(|(since, _)| since.filter(|at| *at <= world.now));
+    let first = first.unwrap_or(since);
     let at = after_millis(first, rank.saturating_mul(interval_ms));
     if at <= world.now {
         return Pace::Now;
