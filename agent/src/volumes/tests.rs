@@ -220,11 +220,11 @@ fn a_token_is_replaced_and_one_that_is_missing_is_named() {
     let mut pod = compiled(json!([{"name": "v", "projected": {"sources": sources}}]), None);
     let error = prepare(dir.path(), &pod, &NodeFacts::default()).unwrap_err().to_string();
     assert!(error.contains("the masters give no token"), "{error}");
-    for text in ["one", "two"] {
+    for text in ["first-token", "second-token"] {
         pod.tokens = [("600 ".to_owned(), text.to_owned())].into();
         let paths = prepare(dir.path(), &pod, &NodeFacts::default()).unwrap();
         assert_eq!(fs::read_to_string(paths["v"].join("token")).unwrap(), text);
     }
-    assert!(!format!("{pod:?}").contains("two"), "tokens are not in the log");
+    assert!(!format!("{pod:?}").contains("second-token"), "tokens are not in the log");
     remove(dir.path()).unwrap();
 }
