@@ -58,7 +58,7 @@ pub fn decode(value: &Value) -> Result<Object, ApiError> {
     if !unknown.is_empty() {
         return Err(unknown_fields(kind, name, &unknown));
     }
-    decoded.map_err(|error| {
+    decoded.map(|object| as_stored(object, has_fraction(value))).map_err(|error| {
         let mut refusal = bad(format!("{} {error}", subject(kind, name)));
         if let Some(hint) = &error.hint {
             let _ = write!(refusal.message, "\nhint: {hint}");
@@ -88,7 +88,31 @@ fn decode_well_formed(json: &[u8]) -> Option<Object> {
     let strict = serde_ignored::Deserializer::new(&mut deserializer, &mut note);
     let object = Object::deserialize_as(kind, strict).ok()?;
     deserializer.end().ok()?;
-    (!ignored).then_some(object)
+    (!ignored).then(|| as_stored(object, json.windows(4).any(is_fraction)))
+}
+
+/// Times are stored in whole seconds. One that was written more exactly is cut here already, so that
+/// what is in the memory of the master that took it is what all others read.
+fn as_stored(object: Object, has_fraction: bool) -> Object {
+    if !has_fraction {
+        return object;
+    }
+    let stored = serde_json::to_vec(&object).and_then(|json| serde_json::from_slice(&json));
+    stored.unwrap_or(object)
+}
+
+/// `:00.` as in a time with parts of a second.
+fn is_fraction(text: &[u8]) -> bool {
+    matches!(text, [b':', b'0'..=b'9', b'0'..=b'9', b'.'])
+}
+
+fn has_fraction(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.as_bytes().windows(4).any(is_fraction),
+        Value::Array(values) => values.iter().any(has_fraction),
+        Value::Object(map) => map.values().any(has_fraction),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// The manifests in a document: itself, or the items of a `v1 List` (and of lists such as

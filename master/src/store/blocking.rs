@@ -2,9 +2,14 @@
 //! simulation has one thread only, and does it right there, so that a run depends on its seed alone.
 
 use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::task::JoinError;
 
 /// How long the log's next write takes on the simulated disk.
@@ -36,4 +41,86 @@ pub(super) async fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
     if is_simulated() { Ok(work()) } else { tokio::task::spawn_blocking(work).await }
+}
+
+/// A file that the consensus reads and writes: on other threads, or right here.
+pub struct AsyncFile(Place);
+
+enum Place {
+    Threads(tokio::fs::File),
+    Here(File),
+}
+
+impl AsyncFile {
+    pub(super) fn of(file: File) -> Self {
+        let here = is_simulated();
+        Self(if here { Place::Here(file) } else { Place::Threads(tokio::fs::File::from_std(file)) })
+    }
+
+    /// Once what is under way is done.
+    pub(super) async fn into_std(self) -> File {
+        match self.0 {
+            Place::Threads(file) => file.into_std().await,
+            Place::Here(file) => file,
+        }
+    }
+}
+
+impl AsyncRead for AsyncFile {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).poll_read(context, into),
+            Place::Here(file) => {
+                let read = file.read(into.initialize_unfilled());
+                Poll::Ready(read.map(|bytes| into.advance(bytes)))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for AsyncFile {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).poll_write(context, bytes),
+            Place::Here(file) => Poll::Ready(file.write(bytes)),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).poll_flush(context),
+            Place::Here(file) => Poll::Ready(file.flush()),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).poll_shutdown(context),
+            Place::Here(file) => Poll::Ready(file.flush()),
+        }
+    }
+}
+
+impl AsyncSeek for AsyncFile {
+    fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).start_seek(to),
+            Place::Here(file) => file.seek(to).map(drop),
+        }
+    }
+
+    fn poll_complete(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        match &mut self.0 {
+            Place::Threads(file) => Pin::new(file).poll_complete(context),
+            Place::Here(file) => Poll::Ready(file.stream_position()),
+        }
+    }
 }

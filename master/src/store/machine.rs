@@ -13,6 +13,7 @@ use openraft::{StorageIOError, StoredMembership};
 use timonier_master_core::snapshot::Snapshot;
 use tokio::sync::Notify;
 
+use super::blocking::AsyncFile;
 use super::changes::Ring;
 use super::keyring::{KeyId, Keyring};
 use super::raft::{
@@ -174,8 +175,10 @@ impl Shared {
     /// For openraft's books, which look at what it is only: with the file as it is on the disk.
     async fn name_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
         let Some(current) = self.current().clone() else { return Ok(None) };
-        let file = tokio::fs::File::open(&current.path).await;
-        let file = file.map_err(|error| storage_error(&error))?;
+        let path = current.path.clone();
+        let opening = blocking::run(move || std::fs::File::open(path));
+        let opened = opening.await.map_err(|error| storage_error(&error))?;
+        let file = opened.map(AsyncFile::of).map_err(|error| storage_error(&error))?;
         Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
     }
 
@@ -185,7 +188,7 @@ impl Shared {
         let (path, keyring) = (current.path.clone(), self.keyring.clone());
         let copying = blocking::run(move || snapshot_file::plain_copy(&path, &keyring));
         let copied = copying.await.map_err(|error| storage_error(&error))?;
-        let file = copied.map(tokio::fs::File::from_std).map_err(|error| {
+        let file = copied.map(AsyncFile::of).map_err(|error| {
             let signature = Some(current.meta.signature());
             StorageError::from(StorageIOError::read_snapshot(signature, AnyError::new(&error)))
         })?;
@@ -282,16 +285,16 @@ impl RaftStateMachine<Types> for Machine {
         Builder(self.shared.clone())
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<tokio::fs::File>, StorageError> {
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<AsyncFile>, StorageError> {
         // Not on the disk: it comes as it is before it is sealed.
         let file = snapshot_file::memory_file().map_err(|error| storage_error(&error))?;
-        Ok(Box::new(tokio::fs::File::from_std(file)))
+        Ok(Box::new(AsyncFile::of(file)))
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Box<tokio::fs::File>,
+        snapshot: Box<AsyncFile>,
     ) -> Result<(), StorageError> {
         let mut received = snapshot.into_std().await;
         let (shared, meta) = (self.shared.clone(), meta.clone());

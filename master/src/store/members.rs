@@ -395,11 +395,9 @@ impl Store {
         let until_even = tokio::time::timeout(CATCH_UP_TIMEOUT, self.until_even(to.id));
         let late = |_| refused(format!("hand over to {}: it does not catch up", named(&to)));
         until_even.await.map_err(late)?;
-        self.shared.paused.send_replace(true);
-        self.shared.raft.runtime_config().heartbeat(false);
+        let paused = Paused::begin(&self.shared);
         let handed = self.hand_over(&target).await;
-        self.shared.raft.runtime_config().heartbeat(true);
-        self.shared.paused.send_replace(false);
+        drop(paused);
         if handed {
             tracing::info!(to = to.id, "the leadership was handed over");
             return Ok(());
@@ -433,10 +431,17 @@ impl Store {
         let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, self.until_even(target.id)).await;
         tokio::time::sleep(self.shared.election_timeout.mul_f64(0.67)).await;
         let header = Some(self.shared.links.header(target.id));
-        let asked = self.shared.links.transport.handover(target, HandoverRequest { header }).await;
-        if let Err(error) = asked {
-            tracing::warn!(%error, %target, "could not hand over");
-            return false;
+        let asking = self.shared.links.transport.handover(target, HandoverRequest { header });
+        match tokio::time::timeout(self.shared.election_timeout, asking).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, %target, "could not hand over");
+                return false;
+            }
+            Err(_) => {
+                tracing::warn!(%target, "could not hand over: it does not answer");
+                return false;
+            }
         }
         let mut leader = self.shared.leader_id.subscribe();
         let elected = leader.wait_for(|leader| leader.is_some_and(|id| id == target.id));
@@ -446,6 +451,25 @@ impl Store {
     pub(super) async fn stand_for_election(&self) {
         // A consensus that has stopped is told of elsewhere.
         let _ = election::stand(&self.shared.raft).await;
+    }
+}
+
+/// Nothing is proposed and no heartbeat is sent, until this is dropped: also when whoever asked for
+/// the handover goes away in the middle of it.
+struct Paused<'a>(&'a Shared);
+
+impl<'a> Paused<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.paused.send_replace(true);
+        shared.raft.runtime_config().heartbeat(false);
+        Self(shared)
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.raft.runtime_config().heartbeat(true);
+        self.0.paused.send_replace(false);
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use timonier_master_core::op::Txn;
 use tokio::sync::oneshot;
 
+use super::blocking::AsyncFile;
 use super::{CommitError, Committed};
 
 pub(super) type NodeId = u64;
@@ -28,7 +29,7 @@ openraft::declare_raft_types!(
         R = (),
         NodeId = NodeId,
         Node = MasterNode,
-        SnapshotData = tokio::fs::File,
+        SnapshotData = AsyncFile,
 );
 
 /// A master as the members' list in the log has it. Logs of the first builds have an empty address

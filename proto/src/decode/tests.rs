@@ -172,3 +172,18 @@ proptest::proptest! {
         let _ = decode_json(&bytes);
     }
 }
+
+/// Else the master that took it has other times in its memory than those that read it from the log.
+#[test]
+fn times_are_as_they_are_stored() {
+    let value = container(json!({"name": "c"}));
+    let pod = |time: &str| {
+        let mut value = value.clone();
+        value["metadata"]["deletionTimestamp"] = time.into();
+        value
+    };
+    let whole = decode(&pod("2026-11-21T10:00:00Z")).unwrap();
+    let exact = pod("2026-11-21T10:00:00.75Z");
+    assert_eq!(decode(&exact).unwrap(), whole);
+    assert_eq!(decode_json(exact.to_string().as_bytes()).unwrap(), whole);
+}

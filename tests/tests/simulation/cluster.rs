@@ -5,16 +5,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use timonier_master::store::{Store, StoreConfig, blocking};
+use timonier_master::driver;
+use timonier_master::store::{Start, Store, StoreConfig, blocking};
+use timonier_master::telemetry::Hub;
+use timonier_master_core::world::Settings;
+use tokio_util::sync::CancellationToken;
 
-use crate::faults::{self, Fault, Faults};
+use crate::agents::{AgentHost, HubDoor, Running};
+use crate::complaints::Listener;
+use crate::faults::{self, Fault, Faults, Hosts};
 use crate::invariants::{Observer, check_end};
 use crate::network::Network;
 use crate::os::HostId;
+use crate::rollouts::{self, PodObserver};
+use crate::transport::{self, End};
 use crate::workload::{Clients, Door};
 use crate::world::World;
 
+const MASTERS: usize = 3;
+/// Masters that join are all members within this time.
+const JOIN_MAX: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 4;
+/// A node not heard of for so long is not ready; its pods are replaced after as long again.
+const GRACE_MS: i64 = 2000;
+/// Pods that must be unique end so long after the last lease.
+const FENCE_MS: i64 = 10_000;
 /// How long faults happen.
 const TROUBLE: Duration = Duration::from_secs(25);
 /// From the end of the faults to a cluster that works.
@@ -43,8 +58,15 @@ struct Cluster {
     faults: Faults,
     folder: tempfile::TempDir,
     masters: usize,
+    /// How each master starts, by host, once its cluster has taken it in.
+    starts: Vec<Start>,
     doors: Vec<Door>,
+    hubs: Vec<HubDoor>,
+    agents: usize,
+    /// By agent.
+    running: Vec<Running>,
     observer: Observer,
+    pods: PodObserver,
     /// Stores that have failed for good: their processes end.
     failed: Arc<Mutex<Vec<HostId>>>,
     /// Why the run fails, from inside a host: a master that does not start, a panic.
@@ -52,18 +74,25 @@ struct Cluster {
 }
 
 /// Runs the whole seed.
-pub fn run(seed: u64) -> Outcome {
+///
+/// With `agents`, the control loops run as well, and there is a deployment that somebody changes.
+pub fn run(seed: u64, agents: usize) -> Outcome {
     let folder = tempfile::tempdir_in(memory()).expect("a folder can be made");
-    let masters = 1;
+    let masters = MASTERS;
     let faults = Faults::new(seed);
     let disks = faults.disks.clone();
     let mut cluster = Cluster {
-        world: World::new(seed, masters + 1),
+        world: World::new(seed, masters + 1 + agents),
         network: Network::new(seed),
         faults,
         folder,
         masters,
-        doors: vec![Door::default(); masters].iter().map(|_| Door::default()).collect(),
+        starts: vec![Start::First],
+        doors: (0..masters).map(|_| Door::default()).collect(),
+        hubs: (0..masters).map(|_| HubDoor::default()).collect(),
+        agents,
+        running: (0..agents).map(|_| Running::default()).collect(),
+        pods: PodObserver::default(),
         observer: Observer::default(),
         failed: Arc::default(),
         refused: Arc::default(),
@@ -73,8 +102,10 @@ pub fn run(seed: u64) -> Outcome {
     std::panic::set_hook(Box::new(move |panic| {
         panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic.to_string());
     }));
+    let listener = Listener(cluster.refused.clone());
+    let _listening = tracing::subscriber::set_default(listener);
     let clients = cluster.start();
-    let failure = cluster.live(&clients).err();
+    let failure = cluster.gather().and_then(|()| cluster.live(&clients)).err();
     drop(std::panic::take_hook());
     let mut trace = std::mem::take(&mut cluster.faults.told);
     let record = clients.record();
@@ -99,15 +130,19 @@ fn memory() -> PathBuf {
 
 impl Cluster {
     fn start(&mut self) -> Clients {
-        for host in 0..self.masters {
-            self.start_master(host);
+        self.start_master(0);
+        for agent in 0..self.agents {
+            self.start_agent(agent);
         }
-        let host = self.masters;
+        let (host, agents) = (self.masters, self.agents);
         let clients = Arc::new(Mutex::new(None));
         let (made, network, doors) = (clients.clone(), self.network.clone(), self.doors.clone());
         self.world.start(host, async move {
             let clients = Clients::new(network, host, doors);
             *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients.clone());
+            if agents > 0 {
+                tokio::spawn(rollouts::change(clients.clone()));
+            }
             clients.prepare().await;
             for client in 0..CLIENTS {
                 tokio::spawn(clients.clone().run(client));
@@ -123,17 +158,32 @@ impl Cluster {
         let config = StoreConfig {
             segment_bytes: 1 << 20,
             snapshot_entries: 60,
+            start: self.starts[host].clone(),
+            name: format!("master-{host}"),
+            address: transport::address(host),
+            transport: Some(Arc::new(End {
+                network: self.network.clone(),
+                host,
+                doors: self.doors.clone(),
+            })),
             ..StoreConfig::new(self.folder.path().join(format!("master-{host}")))
         };
         let (door, failed, refused) =
             (self.doors[host].clone(), self.failed.clone(), self.refused.clone());
+        let (hub_door, agents) = (self.hubs[host].clone(), self.agents);
         let tell = move |list: &Arc<Mutex<Vec<HostId>>>| {
             list.lock().unwrap_or_else(PoisonError::into_inner).push(host);
         };
         self.world.start(host, async move {
             match Store::open(config).await {
                 Ok(store) => {
+                    let hub = Hub::new();
+                    hub_door.set(Some(hub.clone()));
                     door.set(Some(store.clone()));
+                    let stop = CancellationToken::new();
+                    if agents > 0 {
+                        tokio::spawn(driver::run(store.clone(), hub, settings(), stop));
+                    }
                     store.failed().await;
                     tell(&failed);
                 }
@@ -146,43 +196,128 @@ impl Cluster {
         });
     }
 
-    fn stop_master(&mut self, host: HostId) {
-        self.doors[host].set(None);
+    fn start_agent(&mut self, agent: usize) {
+        let host = self.masters + 1 + agent;
+        let agent = AgentHost {
+            network: self.network.clone(),
+            host,
+            name: format!("node-{agent}"),
+            doors: self.doors.clone(),
+            hubs: self.hubs.clone(),
+            running: self.running[agent].clone(),
+        };
+        self.world.start(host, agent.run());
+    }
+
+    fn start_host(&mut self, host: HostId) {
+        match host.checked_sub(self.masters + 1) {
+            None => self.start_master(host),
+            Some(agent) => self.start_agent(agent),
+        }
+    }
+
+    /// A loss of power: an agent's containers are gone with it.
+    fn stop_host(&mut self, host: HostId) {
+        self.forget(host);
         self.world.stop(host);
+    }
+
+    fn forget(&mut self, host: HostId) {
+        match host.checked_sub(self.masters + 1) {
+            None => {
+                self.doors[host].set(None);
+                self.hubs[host].set(None);
+            }
+            Some(agent) => {
+                self.running[agent].lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+        }
+    }
+
+    /// The other masters join the first, one after the other.
+    fn gather(&mut self) -> Result<(), String> {
+        for host in 1..self.masters {
+            let admitted: Arc<Mutex<Option<Start>>> = Arc::default();
+            let (into, door) = (admitted.clone(), self.doors[0].clone());
+            self.world.spawn(0, async move {
+                loop {
+                    if let Some(store) = door.store()
+                        && let Ok(id) =
+                            store.admit(&format!("master-{host}"), &transport::address(host)).await
+                    {
+                        let cluster_id = store.cluster_id().to_owned();
+                        let start = Start::Joining { cluster_id, id };
+                        *into.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
+                        return;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            });
+            let start =
+                self.until(|_| admitted.lock().unwrap_or_else(PoisonError::into_inner).take())?;
+            self.starts.push(start);
+            self.start_master(host);
+            self.until(|cluster| {
+                let members = cluster.doors[0].store()?.members();
+                (members.iter().filter(|member| member.voter).count() > host).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn until<T>(&mut self, mut look: impl FnMut(&Self) -> Option<T>) -> Result<T, String> {
+        let until = self.world.now() + JOIN_MAX;
+        while self.world.now() < until {
+            self.tick()?;
+            if let Some(found) = look(self) {
+                return Ok(found);
+            }
+        }
+        Err(format!("[5] no cluster of {} masters within {JOIN_MAX:?}", self.masters))
     }
 
     /// One tick of everything.
     fn tick(&mut self) -> Result<(), String> {
         self.network.deliver(&self.world);
         for host in self.world.tick() {
-            self.doors[host].set(None);
+            self.forget(host);
             self.faults.died(self.world.now(), host);
         }
         let failed =
             std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner));
         for host in failed {
-            self.stop_master(host);
+            self.stop_host(host);
             self.faults.died(self.world.now(), host);
         }
         if let Some(why) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(why);
         }
         if self.world.now().as_millis().is_multiple_of(LOOK.as_millis()) {
-            for store in self.doors.iter().filter_map(Door::store) {
-                self.observer.observe(&store)?;
+            for (host, store) in self.doors.iter().enumerate() {
+                if let Some(store) = store.store() {
+                    self.observer.observe(&store)?;
+                    self.pods.observe(host, &store)?;
+                }
             }
+            rollouts::check_nodes(&self.running)?;
         }
         Ok(())
     }
 
+    fn hosts(&self) -> Hosts {
+        Hosts { masters: self.masters, clients: self.masters, agents: self.agents }
+    }
+
     fn live(&mut self, clients: &Clients) -> Result<(), String> {
-        while self.world.now() < TROUBLE {
+        let end = self.world.now() + TROUBLE;
+        self.faults.begin(self.world.now());
+        while self.world.now() < end {
             let now = self.world.now();
-            for fault in self.faults.step(now, self.masters, &self.network) {
+            for fault in self.faults.step(now, &self.hosts(), &self.network) {
                 match fault {
-                    Fault::Start(host) if !self.world.is_on(host) => self.start_master(host),
+                    Fault::Start(host) if !self.world.is_on(host) => self.start_host(host),
                     Fault::Crash(host) if self.world.is_on(host) => {
-                        self.stop_master(host);
+                        self.stop_host(host);
                         self.faults.died(now, host);
                     }
                     Fault::Start(_) | Fault::Crash(_) => {}
@@ -190,10 +325,10 @@ impl Cluster {
             }
             self.tick()?;
         }
-        self.faults.end(self.world.now(), self.masters, &self.network);
-        for host in 0..self.masters {
+        self.faults.end(self.world.now(), &self.hosts(), &self.network);
+        for host in self.hosts().all() {
             if !self.world.is_on(host) {
-                self.start_master(host);
+                self.start_host(host);
             }
         }
         self.converge(clients)
@@ -205,23 +340,37 @@ impl Cluster {
         loop {
             self.tick()?;
             let now = self.world.now();
+            let stores: Vec<Store> = self.doors.iter().filter_map(Door::store).collect();
+            let unsettled = stores.first().map(|s| rollouts::unsettled(s, &self.running));
             if now > until {
-                return Err(format!("[5] no cluster that works {CONVERGE_MAX:?} after the faults"));
+                let why = unsettled.flatten().unwrap_or_default();
+                return Err(format!(
+                    "[5] not as it should be {CONVERGE_MAX:?} after the faults: {why}"
+                ));
             }
             if !quiet && now > until - CONVERGE_MAX / 2 {
                 // The clients have had time to see it work.
                 quiet = true;
                 self.world.stop(self.masters);
             }
-            let stores: Vec<Store> = self.doors.iter().filter_map(Door::store).collect();
             let statuses: Vec<_> = stores.iter().map(Store::status).collect();
             let same = statuses.iter().all(|s| {
                 s.applied_index == statuses[0].applied_index && s.last_index == s.applied_index
             });
             let led = statuses.iter().filter(|status| status.leader).count() == 1;
-            if quiet && stores.len() == self.masters && same && led {
+            if quiet && stores.len() == self.masters && same && led && unsettled == Some(None) {
                 return check_end(&stores, &clients.record());
             }
         }
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        cluster_range: timonier_proto::DEFAULT_CLUSTER_RANGE.to_owned(),
+        service_range: timonier_proto::DEFAULT_SERVICE_RANGE.to_owned(),
+        node_grace_ms: GRACE_MS,
+        eviction_after_ms: GRACE_MS,
+        fence_after_ms: FENCE_MS,
     }
 }

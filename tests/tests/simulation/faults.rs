@@ -40,6 +40,25 @@ pub enum Fault {
     Start(HostId),
 }
 
+/// Which host is what: masters first, then the clients', then the agents'.
+#[derive(Debug, Clone, Copy)]
+pub struct Hosts {
+    pub masters: usize,
+    pub clients: HostId,
+    pub agents: usize,
+}
+
+impl Hosts {
+    /// Those that may fail.
+    pub fn all(self) -> impl Iterator<Item = HostId> + Clone {
+        (0..=self.masters + self.agents).filter(move |host| *host != self.clients)
+    }
+
+    fn is_master(self, host: HostId) -> bool {
+        host < self.masters
+    }
+}
+
 pub struct Faults {
     rng: Rng,
     pub disks: Disks,
@@ -57,12 +76,17 @@ impl Faults {
         Self {
             rng: Rng::with_seed(seed ^ 0xFA17),
             disks: Disks::default(),
-            next: Duration::from_secs(2),
+            next: Duration::MAX,
             heal_at: Duration::MAX,
             calm_at: Duration::MAX,
             starts: BTreeMap::new(),
             told: Vec::new(),
         }
+    }
+
+    /// From now on.
+    pub fn begin(&mut self, now: Duration) {
+        self.next = now + PAUSE_MAX;
     }
 
     fn tell(&mut self, now: Duration, what: String) {
@@ -81,7 +105,7 @@ impl Faults {
     }
 
     /// What happens now.
-    pub fn step(&mut self, now: Duration, masters: usize, network: &Network) -> Vec<Fault> {
+    pub fn step(&mut self, now: Duration, hosts: &Hosts, network: &Network) -> Vec<Fault> {
         let mut faults = Vec::new();
         let due: Vec<HostId> =
             self.starts.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
@@ -103,25 +127,28 @@ impl Faults {
         }
         if self.next <= now {
             self.next = now + self.up_to(PAUSE_MAX);
-            faults.extend(self.fault(now, masters, network));
+            faults.extend(self.fault(now, hosts, network));
         }
         faults
     }
 
-    fn fault(&mut self, now: Duration, masters: usize, network: &Network) -> Option<Fault> {
-        let host = self.rng.usize(..masters);
-        match self.rng.u8(..12) {
-            0 | 1 => {
+    fn fault(&mut self, now: Duration, hosts: &Hosts, network: &Network) -> Option<Fault> {
+        let all: Vec<HostId> = hosts.all().collect();
+        let host = all[self.rng.usize(..all.len())];
+        // An agent has no disk that matters here.
+        let kinds = if hosts.is_master(host) { 12 } else { 7 };
+        match (hosts.is_master(host), self.rng.u8(..kinds)) {
+            (_, 0 | 1) => {
                 self.tell(now, format!("host {host} loses power"));
                 return Some(Fault::Crash(host));
             }
-            2..=4 => {
+            (true, 2..=4) => {
                 let operations = self.rng.u32(..CRASH_OPERATIONS_MAX);
                 self.tell(now, format!("host {host} dies in {operations} disk operations"));
                 os::crash_in(host, operations);
             }
-            5..=7 => self.cut(now, host, masters, network),
-            8 => {
+            (_, 5..=7) | (false, _) => self.cut(now, host, &all, network),
+            (_, 8) => {
                 let weather = Weather {
                     lost: self.rng.f64() * 0.3,
                     twice: self.rng.f64() * 0.3,
@@ -131,13 +158,13 @@ impl Faults {
                 self.calm_at = now + self.up_to(CUT_MAX);
                 self.tell(now, format!("{weather:?}"));
             }
-            9 => {
+            (_, 9) => {
                 let slow = self.up_to(SLOW_MAX);
                 self.disks.borrow_mut().insert(host, slow);
                 self.calm_at = now + self.up_to(CUT_MAX);
                 self.tell(now, format!("host {host}'s disk takes up to {slow:?}"));
             }
-            10 => {
+            (_, 10) => {
                 self.tell(now, format!("host {host}'s disk fails a sync"));
                 os::fail_next_sync(host);
             }
@@ -150,9 +177,9 @@ impl Faults {
         None
     }
 
-    fn cut(&mut self, now: Duration, host: HostId, masters: usize, network: &Network) {
-        let other = (host + 1 + self.rng.usize(..masters.max(2) - 1)) % masters;
-        let all = 0..=masters;
+    fn cut(&mut self, now: Duration, host: HostId, hosts: &[HostId], network: &Network) {
+        let other = hosts[self.rng.usize(..hosts.len())];
+        let all = 0..=hosts.len();
         let what = match self.rng.u8(..4) {
             0 => {
                 network.cut(host, other);
@@ -180,11 +207,11 @@ impl Faults {
     }
 
     /// Everything is well from now on; answers who must be started.
-    pub fn end(&mut self, now: Duration, masters: usize, network: &Network) -> Vec<HostId> {
+    pub fn end(&mut self, now: Duration, hosts: &Hosts, network: &Network) -> Vec<HostId> {
         network.heal();
         network.set_weather(CALM);
         self.disks.borrow_mut().clear();
-        (0..masters).for_each(os::disarm);
+        hosts.all().for_each(os::disarm);
         self.tell(now, "the faults end".to_owned());
         std::mem::take(&mut self.starts).into_keys().collect()
     }

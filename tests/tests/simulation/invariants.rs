@@ -4,8 +4,12 @@
 //! 2. The history of each register is linearizable.
 //! 3. At most one master leads in a term.
 //! 4. All masters have the same state at the same revision.
-//! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, and
-//!    reads and writes are answered.
+//! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, every
+//!    node ready, the deployment as it was written last, and nothing else running.
+//! 6. A pod runs on one node only.
+//! 7. A pod's phase never goes back.
+//! 8. A deployment never has more pods than its surge allows, and no control loop's plan breaks the
+//!    product's own rules (surge, unavailability, bindings).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -163,7 +163,8 @@ impl Clients {
             Some(Ok(_)) => {
                 self.note(register, Action::Swap(Some(old), new, true), called, true, &by)
             }
-            Some(Err(_)) => {
+            Some(Err(rejected)) => {
+                let by = format!("{by}: {rejected}");
                 self.note(register, Action::Swap(Some(old), new, false), called, true, &by);
             }
             None => self.note(register, Action::Swap(Some(old), new, true), called, false, &by),
@@ -195,7 +196,7 @@ impl Clients {
     }
 
     /// Writes on one master after the other; `None`: whether it was done is not known.
-    async fn commit(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
+    pub async fn commit(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
         for _ in 0..ATTEMPTS_MAX {
             let master = self.choose();
             let (door, txn) = (self.doors[master].clone(), txn.clone());
