@@ -2,9 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use timonier_tests::cluster::binary;
+
+/// Labs on one machine share the names of their nodes and interfaces.
+static ONE_LAB: Mutex<()> = Mutex::new(());
 
 struct Lab<'a> {
     dir: &'a Path,
@@ -63,6 +67,7 @@ fn three_free_ports() -> Result<u16> {
 
 #[test]
 fn a_lab_of_three_masters_goes_on_without_one() -> Result<()> {
+    let _alone = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir()?;
     let lab = Lab { dir: dir.path() };
     let port = three_free_ports()?.to_string();
@@ -95,6 +100,7 @@ fn a_lab_of_three_masters_goes_on_without_one() -> Result<()> {
 
 #[test]
 fn a_lab_comes_up_runs_a_pod_and_leaves_nothing() -> Result<()> {
+    let _alone = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir()?;
     let lab = Lab { dir: dir.path() };
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();

@@ -34,11 +34,11 @@ impl Masters {
         let running = (0..count).map(|_| None).collect();
         let mut masters = Self { dir: tempfile::tempdir()?, ports, running };
         masters.run(0, None)?;
+        masters.until_ready(1).await?;
         for index in 1..count {
             masters.run(index, Some(0))?;
             masters.until_ready(index + 1).await?;
         }
-        masters.until_ready(count).await?;
         Ok(masters)
     }
 

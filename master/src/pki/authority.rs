@@ -36,13 +36,15 @@ const REASON: &str = "CertificateExpiring";
 const LOOKS_PER_LIFE: i64 = 12;
 
 impl Pki {
-    /// At the start: takes over the store's CA. A master that leads, as the first one does, puts
-    /// the CA there where it is missing, and writes what a person needs for the first steps.
+    /// At the start: takes over the store's CA. The first master, while it is alone, puts the CA
+    /// there where it is missing, and writes what a person needs for the first steps.
     pub async fn settle(&self, store: &Store) -> Result<(), PkiError> {
         self.take_over(&store.snapshot())?;
         self.refresh_admin(unix_now())?;
         self.refresh_tokens()?;
-        if !*store.leadership().borrow() {
+        // Where there are others, the CA is in the store already; and one that led when it was
+        // killed takes itself for the leader until they reach it, so nothing may wait for it here.
+        if !*store.leadership().borrow() || store.members().len() > 1 {
             return Ok(());
         }
         self.put(store).await?;

@@ -1,12 +1,16 @@
 //! The peer: etcd processes on this machine, one or three members, each with a folder of its own.
+//! Every connection is mutual TLS with certificates like ours, as every connection of ours is.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use timonier_identity::{
+    Authority, DialOptions, Identity, Lifetimes, Subject, Trust, dial_lazy, unix_now,
+};
 use timonier_tests::wait::until;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use self::proto::kv_client::KvClient;
 use self::proto::maintenance_client::MaintenanceClient;
@@ -19,11 +23,16 @@ pub mod proto {
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// etcd's limit of its own data; the default is reached by a benchmark.
 const QUOTA_BYTES: &str = "8589934592";
+const CA_FILE: &str = "ca.pem";
+const CERTIFICATE_FILE: &str = "server.pem";
+const KEY_FILE: &str = "server-key.pem";
 
 /// Dropping it kills the processes.
 pub struct Etcd {
     dir: tempfile::TempDir,
     members: Vec<Member>,
+    /// Of who dials it.
+    identity: Identity,
     /// Heartbeat and election timeout in milliseconds.
     timing: (u64, u64),
 }
@@ -44,11 +53,12 @@ impl Etcd {
             members.push(Member {
                 name: format!("m{index}"),
                 client: format!("127.0.0.1:{}", free_port()?),
-                peer: format!("http://127.0.0.1:{}", free_port()?),
+                peer: format!("https://127.0.0.1:{}", free_port()?),
                 process: None,
             });
         }
-        let mut etcd = Self { dir, members, timing };
+        let identity = certify(dir.path())?;
+        let mut etcd = Self { dir, members, identity, timing };
         for index in 0..count {
             etcd.start_member(index)?;
         }
@@ -62,9 +72,8 @@ impl Etcd {
         let cluster: Vec<String> =
             self.members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
         let member = &mut self.members[index];
-        let client = format!("http://{}", member.client);
-        let data = self.dir.path().join(&member.name);
-        member.process = Some(spawn(member, &client, &data, &cluster.join(","), self.timing)?);
+        let folder = self.dir.path();
+        member.process = Some(spawn(member, folder, &cluster.join(","), self.timing)?);
         Ok(())
     }
 
@@ -82,8 +91,7 @@ impl Etcd {
 
     /// A new connection to a member, made when it is used.
     pub fn channel(&self, index: usize) -> Result<Channel> {
-        let address = format!("http://{}", self.members[index].client);
-        Ok(Endpoint::from_shared(address)?.tcp_nodelay(true).connect_lazy())
+        Ok(dial_lazy(&self.members[index].client, &self.identity, &DialOptions::default())?)
     }
 
     /// The index of the member that leads.
@@ -113,17 +121,38 @@ impl Etcd {
     }
 }
 
+/// Puts a certificate for all members into the folder; the identity of who dials them.
+fn certify(folder: &Path) -> Result<Identity> {
+    let lifetimes = Lifetimes::default();
+    let authority = Authority::create(unix_now(), &lifetimes)?;
+    let issue = |subject: &Subject| authority.issue(subject, unix_now(), lifetimes.machine);
+    let server = issue(&Subject::master("1", &["127.0.0.1".to_owned()]))?;
+    std::fs::write(folder.join(CA_FILE), authority.bundle_pem())?;
+    std::fs::write(folder.join(CERTIFICATE_FILE), &server.chain_pem)?;
+    std::fs::write(folder.join(KEY_FILE), &server.key_pem)?;
+    let admin = issue(&Subject::admin())?;
+    Ok(Identity::new(Some(admin), Trust::Bundle(authority.bundle_pem()))?)
+}
+
 fn spawn(
     member: &Member,
-    client: &str,
-    data: &Path,
+    folder: &Path,
     cluster: &str,
     (heartbeat_ms, election_ms): (u64, u64),
 ) -> Result<Child> {
+    let client = &format!("https://{}", member.client);
+    let files =
+        [("cert-file", CERTIFICATE_FILE), ("key-file", KEY_FILE), ("trusted-ca-file", CA_FILE)];
+    let mut tls = vec!["--client-cert-auth".to_owned(), "--peer-client-cert-auth".to_owned()];
+    for (flag, file) in files {
+        let file = folder.join(file);
+        tls.extend(["--", "--peer-"].map(|prefix| format!("{prefix}{flag}={}", file.display())));
+    }
     let child = Command::new("etcd")
         .args(["--name", &member.name, "--logger", "zap", "--log-level", "error"])
         .arg("--data-dir")
-        .arg(data)
+        .arg(folder.join(&member.name))
+        .args(tls)
         .args(["--listen-client-urls", client, "--advertise-client-urls", client])
         .args(["--listen-peer-urls", &member.peer, "--initial-advertise-peer-urls", &member.peer])
         .args(["--initial-cluster", cluster])
