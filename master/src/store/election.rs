@@ -12,7 +12,7 @@
 //! others may have elected another. Openraft itself goes on until it hears of that. Nothing that is
 //! acknowledged depends on any of this.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,37 +155,42 @@ impl Elections {
     /// It may vote, enough others answer, and none of them leads.
     async fn may_win(&self) -> bool {
         let Some(shared) = self.shared.upgrade() else { return false };
-        let (voters, targets) = {
+        let voters = {
             let now = shared.raft.server_metrics();
             let now = now.borrow();
-            let members = now.membership_config.membership();
-            let targets: Vec<Target> = members
-                .nodes()
-                .map(|(id, node)| Target { id: *id, address: node.address.clone() })
-                .collect();
-            (members.get_joint_config().clone(), targets)
+            now.membership_config.membership().get_joint_config().clone()
         };
-        let is_voter = |id: NodeId| voters.iter().any(|set| set.contains(&id));
-        if !is_voter(shared.id) {
-            return false;
-        }
-        let others = targets.iter().filter(|target| target.id != shared.id && is_voter(target.id));
-        let mut asking: FuturesUnordered<_> =
-            others.map(|target| ask(&shared.links, target)).collect();
-        let mut here = BTreeSet::from([shared.id]);
-        let answers = async {
-            while let Some((id, answer)) = asking.next().await {
-                match answer {
-                    Some(Leads(true)) => return false,
-                    Some(Leads(false)) => here.insert(id),
-                    None => continue,
-                };
-            }
-            true
-        };
-        let none_leads = timeout(self.election_timeout / ASK_PART, answers).await.unwrap_or(true);
-        none_leads && has_majority(&voters, |id| here.contains(&id))
+        let here = who_answers(&shared, self.election_timeout / ASK_PART).await;
+        let has_vote = voters.iter().any(|set| set.contains(&shared.id));
+        let leads = here.values().any(|leads| *leads);
+        has_vote && !leads && has_majority(&voters, |id| here.contains_key(&id))
     }
+}
+
+/// The members that answer within `patience`, this one included, and whether they lead. None is
+/// waited for once one is known to lead.
+pub async fn who_answers(shared: &Shared, patience: Duration) -> BTreeMap<NodeId, bool> {
+    let targets: Vec<Target> = {
+        let now = shared.raft.server_metrics();
+        let now = now.borrow();
+        let nodes = now.membership_config.membership().nodes();
+        let others = nodes.filter(|(id, _)| **id != shared.id);
+        others.map(|(id, node)| Target { id: *id, address: node.address.clone() }).collect()
+    };
+    let mut asking: FuturesUnordered<_> =
+        targets.iter().map(|target| ask(&shared.links, target)).collect();
+    let mut here = BTreeMap::from([(shared.id, false)]);
+    let answers = async {
+        while let Some((id, leads)) = asking.next().await {
+            here.extend(leads.map(|leads| (id, leads)));
+            if leads == Some(true) {
+                return;
+            }
+        }
+    };
+    // Late is like never.
+    let _ = timeout(patience, answers).await;
+    here
 }
 
 /// Stands for election until there is a leader, a few times at most: one that stood before may have
@@ -206,13 +211,11 @@ pub async fn stand(raft: &Raft) -> Result<(), Fatal<NodeId>> {
     Ok(())
 }
 
-struct Leads(bool);
-
 /// Whether that master leads, which it asks a majority about; `None` when it does not answer.
-async fn ask(links: &Links, target: &Target) -> (NodeId, Option<Leads>) {
+async fn ask(links: &Links, target: &Target) -> (NodeId, Option<bool>) {
     let request = ReadIndexRequest { header: Some(links.header(target.id)) };
     let reply = links.transport.read_index(target, request).await;
-    (target.id, reply.ok().map(|reply| Leads(reply.not_leader.is_none())))
+    (target.id, reply.ok().map(|reply| reply.not_leader.is_none()))
 }
 
 /// Whether a master that openraft takes for the leader has heard of a majority lately.

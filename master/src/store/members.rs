@@ -11,6 +11,7 @@ use timonier_proto::v1::change_member_request::Action;
 use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, RaftHeader};
 use tokio_util::sync::CancellationToken;
 
+use super::quorum::ANSWER_TIMEOUT;
 use super::raft::{MasterNode, NodeId};
 use super::{Shared, Store, election};
 
@@ -262,7 +263,11 @@ impl Store {
     async fn change_in_time(&self, change: &Change) -> Result<(), ChangeError> {
         loop {
             let leader = self.leader();
-            if leader == Some(self.shared.id) {
+            if leader.is_none() {
+                // There may be an election, or never one again.
+                let here = election::who_answers(&self.shared, ANSWER_TIMEOUT).await;
+                self.check_quorum(&here.into_keys().collect())?;
+            } else if leader == Some(self.shared.id) {
                 match self.change_here(change).await {
                     Err(ChangeError::NotLeader) => {}
                     result => return result,

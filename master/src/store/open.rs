@@ -284,6 +284,8 @@ async fn observe(
     loop {
         let now = server.borrow_and_update().clone();
         let leads = majority.leads(now.state);
+        let id = now.current_leader.filter(|id| leads || *id != majority.links.id);
+        seen.leader_id.send_if_modified(|before| std::mem::replace(before, id) != id);
         seen.leader.send_if_modified(|before| {
             let changed = *before != leads;
             if changed && !leads && now.state == ServerState::Leader {
@@ -292,8 +294,6 @@ async fn observe(
             *before = leads;
             changed
         });
-        let id = now.current_leader.filter(|id| leads || *id != majority.links.id);
-        seen.leader_id.send_if_modified(|before| std::mem::replace(before, id) != id);
         let members = members::of(&now, id);
         seen.members.send_if_modified(|before| {
             let changed = *before != members;

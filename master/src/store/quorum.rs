@@ -10,8 +10,8 @@ use super::Store;
 use super::members::{ChangeError, Member, named, refused};
 use super::raft::NodeId;
 
-/// Before a change, every master that runs has answered the leader within this time.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Before a change, every master that runs has answered within this time.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWER_LOOK: Duration = Duration::from_millis(10);
 
 /// Those that do not answer, for a hint.

@@ -137,8 +137,10 @@ impl Cluster {
         put(&a, "before", "1").await.unwrap();
         let b = self.join("b", &a).await;
         let c = self.join("c", &a).await;
+        // A master's id is the index of the entry that admits it; the memberships that make it a
+        // voter, the joint one and the one after, follow.
         until("three members everywhere", || {
-            [&a, &b, &c].iter().all(|s| s.members().iter().filter(|m| m.voter).count() == 3)
+            [&a, &b, &c].iter().all(|s| s.status().applied_index >= c.id() + 2)
         })
         .await;
         [a, b, c]

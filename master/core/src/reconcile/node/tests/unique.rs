@@ -219,12 +219,14 @@ fn no_clock_that_is_set_hurries_it_or_holds_it_up() {
             signal.last_beat += by;
         }
         cluster.telemetry.since = cluster.now;
+        cluster.resync();
         let mut waited_ms = 0;
         while cluster.pods().iter().all(|pod| node_of(pod) == Some(&node)) {
             pass(&mut cluster, 100);
             waited_ms += 100;
             assert!(waited_ms < 30_000, "set by {by_hours} h, it is never replaced");
         }
-        assert!(waited_ms > 15_000, "set by {by_hours} h, it was replaced after {waited_ms} ms");
+        // The fence time and the margin.
+        assert!(waited_ms >= 15_000, "set by {by_hours} h, it was replaced after {waited_ms} ms");
     }
 }
