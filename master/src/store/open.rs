@@ -239,8 +239,8 @@ async fn lead_if_alone(id: NodeId, me: MasterNode, raft: &Raft) -> Result<(), St
     }
     let alone = raft
         .with_raft_state(move |state| {
-            let members = state.membership_state.effective();
-            members.voter_ids().all(|voter| voter == id)
+            // One that joins may have heard of a leader, and of no members yet.
+            state.membership_state.effective().voter_ids().eq([id])
         })
         .await
         .map_err(raft_error)?;

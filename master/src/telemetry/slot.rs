@@ -15,6 +15,10 @@ const REASON_BYTES_MAX: usize = 1024;
 /// two masters can tell.
 const SAME_TIME: Duration = Duration::from_millis(1000);
 
+/// A node that was not heard of for so long may have been called lost meanwhile, its session or the
+/// relay notwithstanding; half of the shortest grace that is of use.
+const QUIET: Duration = Duration::from_millis(1500);
+
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<SlotState>,
@@ -70,7 +74,7 @@ impl Voice {
 /// What a heartbeat changed beside figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// The node became able or unable to run pods, or was heard for the first time.
+    /// The node became able or unable to run pods, or was heard for the first time, or again.
     Transition,
     Figures,
 }
@@ -89,7 +93,8 @@ impl SlotState {
 
     /// Takes what the agent said at that time.
     pub fn hear(&mut self, beat: Heartbeat, at: Instant) -> Heard {
-        let first = self.sequence == 0;
+        let quiet = |last: Instant| at.saturating_duration_since(last) >= QUIET;
+        let first = self.sequence == 0 || self.last_beat.is_none_or(quiet);
         self.last_beat = Some(self.last_beat.map_or(at, |last| last.max(at)));
         self.sequence = beat.sequence.max(1);
         if let Some(host) = beat.host {
@@ -187,5 +192,19 @@ mod tests {
         ] {
             assert_eq!(new.replaces(&old), replaces, "{new:?} {old:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_heard_again_is_looked_at_though_its_session_went_on() {
+        let (mut state, begun) = (SlotState::default(), Instant::now());
+        let mut heard_at = |ms| {
+            let beat = Heartbeat { sequence: ms, ..Default::default() };
+            state.hear(beat, begun + Duration::from_millis(ms))
+        };
+        assert_eq!(heard_at(1000), Heard::Transition);
+        assert_eq!(heard_at(2000), Heard::Figures);
+        assert_eq!(heard_at(2100), Heard::Figures);
+        assert_eq!(heard_at(5200), Heard::Transition);
+        assert_eq!(heard_at(6200), Heard::Figures);
     }
 }

@@ -2,6 +2,7 @@
 //! and writes how that goes, as the real ones do through their sessions.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,6 +99,7 @@ pub struct AgentHost {
     pub name: String,
     pub doors: Vec<Door>,
     pub hubs: Vec<HubDoor>,
+    pub master: Arc<AtomicUsize>,
     /// Read by the world.
     pub running: Running,
 }
@@ -199,19 +201,27 @@ impl AgentHost {
         }
     }
 
-    fn any_door(&self) -> (usize, Door) {
-        let master = fastrand::usize(..self.doors.len());
+    /// The master that this agent speaks to; another one once it did not answer.
+    fn door(&self) -> (usize, Door) {
+        let master = self.master.load(Ordering::Relaxed) % self.doors.len();
         (master, self.doors[master].clone())
     }
 
+    fn heard<T>(&self, answer: Option<T>) -> Option<T> {
+        if answer.is_none() {
+            self.master.store(fastrand::usize(..self.doors.len()), Ordering::Relaxed);
+        }
+        answer
+    }
+
     async fn commit(&self, op: Op) -> Option<Result<(), CommitError>> {
-        let (master, door) = self.any_door();
+        let (master, door) = self.door();
         let txn = Txn::of(vec![op]);
         let writing = self.network.call(self.host, master, move || {
             let (store, txn) = (door.store(), txn.clone());
             async move { Some(store?.commit(txn).await.map(drop)) }
         });
-        tokio::time::timeout(DEADLINE, writing).await.ok().flatten()
+        self.heard(tokio::time::timeout(DEADLINE, writing).await.ok().flatten())
     }
 
     async fn register(&self) {
@@ -262,13 +272,13 @@ impl AgentHost {
     }
 
     async fn ask(&self) -> Option<Assigned> {
-        let (master, door) = self.any_door();
+        let (master, door) = self.door();
         let name = self.name.clone();
         let asking = self.network.call(self.host, master, move || {
             let assigned = door.store().map(|store| assigned(&store, &name));
             async move { assigned }
         });
-        tokio::time::timeout(DEADLINE, asking).await.ok().flatten()
+        self.heard(tokio::time::timeout(DEADLINE, asking).await.ok().flatten())
     }
 
     /// Starts and ends what is to start or end by now.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ pub fn run(seed: u64, agents: usize) -> Outcome {
         cluster.world.now().as_secs(),
         record.acknowledged,
         record.unknown,
-        cluster.observer.terms
+        cluster.observer.terms()
     );
     Outcome { trace, summary, failure }
 }
@@ -226,6 +227,7 @@ impl Cluster {
             name: format!("node-{agent}"),
             doors: self.doors.clone(),
             hubs: self.hubs.clone(),
+            master: Arc::new(AtomicUsize::new(agent)),
             running: self.running[agent].clone(),
         };
         self.world.start(host, agent.run());
