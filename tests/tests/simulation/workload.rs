@@ -103,7 +103,7 @@ impl Clients {
                 ops: vec![Op::Create(named(object(&name(register), 0)))],
                 preconditions: Vec::new(),
             };
-            let called = self.now();
+            let begun = self.begin(register, Action::Write(0), "prepare".to_owned());
             loop {
                 match self.commit(&txn).await {
                     Some(Ok(_)) => break,
@@ -111,7 +111,7 @@ impl Clients {
                     None => {}
                 }
             }
-            self.note(register, Action::Write(0), called, true, "prepare");
+            self.end(register, begun, true, |_| {});
         }
     }
 
@@ -129,7 +129,8 @@ impl Clients {
         });
         if let Ok(Some(seen)) = tokio::time::timeout(ATTEMPT, reading).await {
             let by = format!("client {client} at master {master}");
-            self.note(register, Action::Read(seen.map(|(value, _)| value)), called, true, &by);
+            let begun = self.begin(register, Action::Read(seen.map(|(value, _)| value)), by);
+            self.end(register, begun, true, |operation| operation.called = called);
         }
     }
 
@@ -140,10 +141,9 @@ impl Clients {
             ops: vec![Op::Replace(object(&name(register), new))],
             preconditions: Vec::new(),
         };
-        let called = self.now();
+        let begun = self.begin(register, Action::Write(new), format!("client {client}"));
         let result = self.commit(&txn).await;
-        let done = matches!(result, Some(Ok(_)));
-        self.note(register, Action::Write(new), called, done, &format!("client {client}"));
+        self.end(register, begun, matches!(result, Some(Ok(_))), |_| {});
     }
 
     async fn swap(&self, client: usize, register: u64) {
@@ -157,17 +157,15 @@ impl Clients {
             ops: vec![Op::Replace(object(&name(register), new))],
             preconditions: vec![Precondition::Revision(key, revision)],
         };
-        let called = self.now();
-        let by = format!("client {client}");
+        let swap = Action::Swap(Some(old), new, true);
+        let begun = self.begin(register, swap, format!("client {client}"));
         match self.commit(&txn).await {
-            Some(Ok(_)) => {
-                self.note(register, Action::Swap(Some(old), new, true), called, true, &by)
-            }
-            Some(Err(rejected)) => {
-                let by = format!("{by}: {rejected}");
-                self.note(register, Action::Swap(Some(old), new, false), called, true, &by);
-            }
-            None => self.note(register, Action::Swap(Some(old), new, true), called, false, &by),
+            Some(Ok(_)) => self.end(register, begun, true, |_| {}),
+            Some(Err(rejected)) => self.end(register, begun, true, |operation| {
+                operation.action = Action::Swap(Some(old), new, false);
+                operation.by = format!("{}: {rejected}", operation.by);
+            }),
+            None => self.end(register, begun, false, |_| {}),
         }
     }
 
@@ -219,16 +217,28 @@ impl Clients {
         None
     }
 
-    fn note(&self, register: u64, action: Action, called: Duration, known: bool, by: &str) {
-        let answered = known.then(|| self.now());
-        let operation = Operation { action, called, answered, by: by.to_owned() };
+    /// Whoever goes away in the middle of it leaves one behind that may have been done.
+    fn begin(&self, register: u64, action: Action, by: String) -> usize {
+        let operation = Operation { action, called: self.now(), answered: None, by };
+        let mut record = self.record();
+        let history = record.history.entry(register).or_default();
+        history.push(operation);
+        history.len() - 1
+    }
+
+    fn end(&self, register: u64, begun: usize, known: bool, change: impl FnOnce(&mut Operation)) {
+        let now = self.now();
         let mut record = self.record();
         if known {
             record.acknowledged += 1;
         } else {
             record.unknown += 1;
         }
-        record.history.entry(register).or_default().push(operation);
+        let history = record.history.entry(register).or_default();
+        if let Some(operation) = history.get_mut(begun) {
+            operation.answered = known.then_some(now);
+            change(operation);
+        }
     }
 }
 
