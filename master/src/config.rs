@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser};
 use timonier_identity::Lifetimes;
 use timonier_master_core::ipam::Range;
 use timonier_proto::unique::FENCE_AFTER_MS_DEFAULT;
@@ -75,13 +75,19 @@ pub struct Config {
     /// Writes a snapshot of the store after so many log entries.
     #[arg(long, value_name = "ENTRIES", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub snapshot_every: u64,
-    /// Seals the keys that the store is encrypted with with the 32-byte key in this file; without
-    /// it, they lie in the data folder.
-    #[arg(long, value_name = "FILE", conflicts_with = "encryption_passphrase_file")]
-    pub encryption_key_file: Option<PathBuf>,
-    /// Seals them with the passphrase in this file.
-    #[arg(long, value_name = "FILE")]
-    pub encryption_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub encryption: EncryptionArgs,
+    /// The key file that the keys were sealed with until now: they are sealed anew at this start.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "encryption",
+        conflicts_with = "encryption_previous_passphrase_file"
+    )]
+    pub encryption_previous_key_file: Option<PathBuf>,
+    /// The passphrase file that they were sealed with until now.
+    #[arg(long, value_name = "FILE", requires = "encryption")]
+    pub encryption_previous_passphrase_file: Option<PathBuf>,
     /// Slows every fsync of the log by so many milliseconds, to see what a slow disk does.
     #[arg(long, value_name = "MS", hide_short_help = true)]
     pub log_fsync_delay: Option<u64>,
@@ -98,6 +104,30 @@ pub struct Config {
     /// What to log: error, warn, info, debug, trace, or a filter as in RUST_LOG.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
     pub log: String,
+}
+
+/// What the store's keys are sealed with.
+#[derive(Debug, Clone, Default, Args)]
+#[group(id = "encryption", multiple = false)]
+pub struct EncryptionArgs {
+    /// Seals the keys that the store is encrypted with with the 32-byte key in this file; without
+    /// it, they lie in the data folder.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// Seals them with the passphrase in this file.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_passphrase_file: Option<PathBuf>,
+}
+
+impl EncryptionArgs {
+    /// As the store is told it.
+    pub fn keeper(&self) -> Encryption {
+        match (&self.encryption_key_file, &self.encryption_passphrase_file) {
+            (Some(path), _) => Encryption::KeyFile(path.clone()),
+            (None, Some(path)) => Encryption::Passphrase(path.clone()),
+            (None, None) => Encryption::DataFolder,
+        }
+    }
 }
 
 impl Config {
@@ -117,8 +147,9 @@ impl Config {
             fence_after: Duration::from_millis(FENCE_AFTER_MS_DEFAULT.into()),
             heartbeat: Duration::from_secs(1),
             snapshot_every: 20_000,
-            encryption_key_file: None,
-            encryption_passphrase_file: None,
+            encryption: EncryptionArgs::default(),
+            encryption_previous_key_file: None,
+            encryption_previous_passphrase_file: None,
             log_fsync_delay: None,
             certificate_lifetime: Lifetimes::default().machine,
             person_certificate_lifetime: Lifetimes::default().person,
@@ -145,10 +176,14 @@ impl Config {
 
     /// What keeps the store's keys.
     pub fn encryption(&self) -> Encryption {
-        match (&self.encryption_key_file, &self.encryption_passphrase_file) {
-            (Some(path), _) => Encryption::KeyFile(path.clone()),
-            (None, Some(path)) => Encryption::Passphrase(path.clone()),
-            (None, None) => Encryption::DataFolder,
+        let to = self.encryption.keeper();
+        let previous = EncryptionArgs {
+            encryption_key_file: self.encryption_previous_key_file.clone(),
+            encryption_passphrase_file: self.encryption_previous_passphrase_file.clone(),
+        };
+        match previous.keeper() {
+            Encryption::DataFolder => to,
+            from => Encryption::Changed { to: to.into(), from: from.into() },
         }
     }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::store::{Encryption, Recovery, StoreConfig, Survey, restore};
+use crate::config::EncryptionArgs;
+use crate::store::{Recovery, StoreConfig, Survey, restore};
 
 /// What has to be typed.
 const YES: &str = "yes";
@@ -47,22 +48,13 @@ struct At {
     /// Of the master
     #[arg(long, value_name = "FOLDER")]
     data_dir: PathBuf,
-    /// As the master is started with it
-    #[arg(long, value_name = "FILE", conflicts_with = "encryption_passphrase_file")]
-    encryption_key_file: Option<PathBuf>,
-    /// As the master is started with it
-    #[arg(long, value_name = "FILE")]
-    encryption_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    encryption: EncryptionArgs,
 }
 
 impl At {
     fn config(&self) -> StoreConfig {
-        let encryption = match (&self.encryption_key_file, &self.encryption_passphrase_file) {
-            (Some(path), _) => Encryption::KeyFile(path.clone()),
-            (None, Some(path)) => Encryption::Passphrase(path.clone()),
-            (None, None) => Encryption::DataFolder,
-        };
-        StoreConfig { encryption, ..StoreConfig::new(&self.data_dir) }
+        StoreConfig { encryption: self.encryption.keeper(), ..StoreConfig::new(&self.data_dir) }
     }
 }
 

@@ -34,7 +34,8 @@ pub(crate) fn boot_ms() -> u64 {
     u64::try_from(millis).unwrap_or_default()
 }
 
-type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+/// Counts milliseconds.
+pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Clones are the same lease.
 #[derive(Clone)]
@@ -93,9 +94,9 @@ impl Lease {
         Self::with(Box::new(boot_ms), None, State::new(0))
     }
 
-    /// One that is kept nowhere, on the test's clock.
-    #[cfg(test)]
-    pub(crate) fn on_clock(clock: Clock, fence_after_ms: u64) -> Self {
+    /// One that is kept nowhere, on a clock of the caller's that counts milliseconds: for tests and
+    /// simulations.
+    pub fn on_clock(clock: Clock, fence_after_ms: u64) -> Self {
         Self::with(clock, None, State::new(fence_after_ms))
     }
 

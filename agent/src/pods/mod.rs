@@ -32,6 +32,7 @@ use timonier_proto::v1::AgentEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use board::{Batch, StatusBoard};
+pub use clock::SteadyClock;
 pub use leftovers::cleanup;
 pub use network::{NetAnswer, PodNetwork};
 
@@ -155,7 +156,7 @@ impl Pods {
         runtime: Arc<dyn Runtime>,
         network: Arc<dyn PodNetwork>,
     ) -> Result<(Self, Arc<StatusBoard>, mpsc::Receiver<AgentEvent>), PodsError> {
-        Self::start_with(config, runtime, network, Clock::Host).await
+        Self::start_with(config, runtime, network, Clock::Host(Arc::default())).await
     }
 
     async fn start_with(

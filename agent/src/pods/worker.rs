@@ -136,7 +136,7 @@ impl Worker {
         self.publish();
         while !self.state.is_gone() {
             let wake = self.state.next_wake();
-            let clock = self.shared.clock;
+            let clock = self.shared.clock.clone();
             let alarm = async {
                 match wake {
                     Some(at) => sleep(clock.until(at)).await,

@@ -25,12 +25,15 @@ impl Inner {
 
     pub(super) async fn rotate_encryption(&self) -> Result<EncryptionReply, ApiError> {
         // On its own: a caller that goes away does not leave it half done.
-        let store = self.store.clone();
-        let rotated = tokio::spawn(async move { store.rotate_key().await }).await;
-        let refuse = |why: String| ApiError::new(Reason::StorageFailure, why);
-        rotated
-            .map_err(|error| refuse(format!("rotate the encryption key: {error}")))?
-            .map_err(|error| refuse(format!("rotate the encryption key: {error}")))?;
+        let (store, pki) = (self.store.clone(), self.pki.clone());
+        let rotating = tokio::spawn(async move {
+            store.rotate_key().await.map_err(|error| error.to_string())?;
+            pki.rotate_key().await.map_err(|error| error.to_string())
+        });
+        let rotated = rotating.await.unwrap_or_else(|error| Err(error.to_string()));
+        rotated.map_err(|why| {
+            ApiError::new(Reason::StorageFailure, format!("rotate the encryption key: {why}"))
+        })?;
         Ok(self.encryption_status())
     }
 }

@@ -134,6 +134,13 @@ impl Pki {
         self.renew_own()
     }
 
+    /// Seals this master's copy of the CA with a new key.
+    pub async fn rotate_key(&self) -> Result<(), PkiError> {
+        let safe = self.inner.safe.clone();
+        let rotated = tokio::task::spawn_blocking(move || safe.rotate_key()).await;
+        rotated.unwrap_or_else(|error| Err(PkiError::Store(error.to_string())))
+    }
+
     fn id(&self) -> u64 {
         self.inner.id.load(Ordering::Relaxed)
     }

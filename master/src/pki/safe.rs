@@ -3,10 +3,10 @@
 //! It has a keyring of its own, because a master needs the CA before its store is open; what keeps
 //! the keys of both (a key file, a passphrase) is the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -29,6 +29,8 @@ const PURPOSE: &[u8] = b"timonier cluster ca";
 pub struct Safe {
     folder: PathBuf,
     keyring: Arc<Keyring>,
+    /// Held while the file is written.
+    writing: Arc<Mutex<()>>,
 }
 
 /// The file.
@@ -55,7 +57,7 @@ impl Safe {
         let kept = kept(&folder.join(AUTHORITY_FILE))?;
         let begun = matches!(kept, Some(Kept::Sealed { .. }));
         let keyring = Keyring::open(&folder.join(KEYS_FOLDER), encryption, begun)?;
-        Ok(Self { folder, keyring: Arc::new(keyring) })
+        Ok(Self { folder, keyring: Arc::new(keyring), writing: Arc::default() })
     }
 
     /// The CA of a master with this data folder, for tests and benchmarks that run beside it. Makes
@@ -86,6 +88,24 @@ impl Safe {
 
     /// Keeps this CA instead of the one before.
     pub(super) fn save(&self, authority: &Authority) -> Result<(), PkiError> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(authority)
+    }
+
+    /// Seals the CA with a new key, if it is sealed, and forgets the old one. Blocks.
+    pub(super) fn rotate_key(&self) -> Result<(), PkiError> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(authority) = self.read()?.filter(|_| self.keyring.active().is_some()) else {
+            return Ok(());
+        };
+        self.keyring.rotate()?;
+        self.write(&authority)?;
+        // Only the new one is in use.
+        self.keyring.retain(&BTreeSet::new())?;
+        Ok(())
+    }
+
+    fn write(&self, authority: &Authority) -> Result<(), PkiError> {
         let parts = authority.to_parts();
         let kept = match self.keyring.active() {
             None => Kept::Plain(parts),

@@ -239,3 +239,26 @@ async fn people_get_certificates_but_not_those_of_machines() {
     assert_eq!(refused.code(), Code::PermissionDenied);
     master.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_seals_the_ca_and_the_old_one_opens_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let path = dir.path().join("pki/authority.json");
+    let read = || std::fs::read_to_string(&path).unwrap();
+    let before = read();
+    let old_keys = tempfile::tempdir().unwrap();
+    let keyring = dir.path().join("pki/keys/keyring.json");
+    std::fs::create_dir_all(old_keys.path().join("pki/keys")).unwrap();
+    std::fs::copy(&keyring, old_keys.path().join("pki/keys/keyring.json")).unwrap();
+    master.pki().rotate_key().await.unwrap();
+    assert_ne!(read(), before);
+    std::fs::copy(&path, old_keys.path().join("pki/authority.json")).unwrap();
+    let old = Safe::open(old_keys.path(), &Encryption::DataFolder).unwrap();
+    assert!(old.read().is_err());
+    let known = master.pki().authority();
+    master.shutdown().await.unwrap();
+    let master = start(dir.path()).await;
+    assert_eq!(master.pki().authority(), known);
+    master.shutdown().await.unwrap();
+}

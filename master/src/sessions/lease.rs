@@ -53,6 +53,7 @@ async fn until_told(mut told: watch::Receiver<u64>, claim: &Claim, revision: u64
     tokio::time::timeout(TOLD_TIMEOUT, telling).await.unwrap_or(false)
 }
 
-fn may_have(snapshot: &Snapshot, node: &str) -> bool {
+/// Whether a node may have a lease, in a state that is current.
+pub fn may_have(snapshot: &Snapshot, node: &str) -> bool {
     snapshot.get::<Node>("", node).is_some_and(|node| node_ready_status(node) != "Unknown")
 }

@@ -36,7 +36,9 @@ use crate::store::Store;
 use crate::streams::{AgentFrames, Streams};
 use crate::telemetry::Hub;
 
+pub use lease::may_have as may_have_lease;
 pub(crate) use registry::{Registry, SendError};
+pub use statuses::plan as plan_statuses;
 
 /// How often silent agents are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);

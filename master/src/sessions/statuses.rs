@@ -105,7 +105,8 @@ async fn commit_apart(store: &Store, node: &str, ops: Vec<Op>) {
     }
 }
 
-fn plan(snapshot: &Snapshot, node: &str, updates: &[PodStatusUpdate]) -> Vec<Op> {
+/// What is to be written of what the node's agent says of its pods.
+pub fn plan(snapshot: &Snapshot, node: &str, updates: &[PodStatusUpdate]) -> Vec<Op> {
     updates
         .iter()
         .filter_map(|update| plan_one(snapshot, node, update))

@@ -197,3 +197,31 @@ async fn a_key_file_or_a_passphrase_keeps_the_keys() {
     let dir = tempfile::tempdir().unwrap();
     assert!(refusal(with(dir.path(), short)).await.contains("shorter than"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_the_keys_can_be_changed() {
+    let (dir, given) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let passphrase = |name: &str, text: &str| {
+        std::fs::write(given.path().join(name), text).unwrap();
+        Encryption::Passphrase(given.path().join(name))
+    };
+    let old = passphrase("old", "correct horse battery\n");
+    let new = passphrase("new", "another staple altogether\n");
+    let other = passphrase("other", "neither of the two of them\n");
+    let changed = |from: &Encryption| Encryption::Changed {
+        to: Box::new(new.clone()),
+        from: Box::new(from.clone()),
+    };
+    let store = open(with(dir.path(), old.clone())).await;
+    put(&store, "a", SECRET).await.unwrap();
+    store.shutdown().await.unwrap();
+    let text = refusal(with(dir.path(), changed(&other))).await;
+    assert!(text.contains("does not open its keys"), "{text}");
+    // The second time there is nothing left to change; after that the new one is enough.
+    for encryption in [changed(&old), changed(&old), new.clone()] {
+        let store = open(with(dir.path(), encryption)).await;
+        assert_eq!(value(&store, "a").as_deref(), Some(SECRET));
+        store.shutdown().await.unwrap();
+    }
+    assert!(refusal(with(dir.path(), old)).await.contains("does not open its keys"));
+}

@@ -1,28 +1,30 @@
 //! Model agents: each says on its own host that it lives, asks masters what it is to run, runs it,
-//! and writes how that goes, as the real ones do through their sessions.
+//! and tells them how that goes. A pod's life and the lease are the real agent's; a session is here a
+//! few calls, of which the masters' side is the real one's where it decides something.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
+use timonier_agent::lease::Lease;
+use timonier_agent::pods::SteadyClock;
+use timonier_master::sessions;
 use timonier_master::stamp::stamp;
 use timonier_master::store::{CommitError, Store};
 use timonier_master::telemetry::{Hub, Introduction, Link};
-use timonier_master_core::object::{
-    is_ending, is_ready, is_unique, node_ready_status, stored_time, uid_of,
-};
+use timonier_master_core::object::{is_ending, is_unique, uid_of};
 use timonier_master_core::op::{Op, Txn};
+use timonier_proto::Kinded;
 use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
-use timonier_proto::unique::FENCE_GRACE_MS;
-use timonier_proto::v1::Heartbeat;
-use timonier_proto::{Kind, Kinded, Object, ObjectKey};
+use timonier_proto::v1::{Heartbeat, PodStatusUpdate};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::FENCE_MS;
+use crate::engine::{LivePod, Moment, Running};
 use crate::network::Network;
 use crate::os::HostId;
 use crate::workload::Door;
@@ -33,63 +35,16 @@ const LOOK: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How often it looks at what runs.
 const STEP: Duration = Duration::from_millis(20);
-/// A container takes up to so long to start…
-const START_MAX: Duration = Duration::from_millis(600);
-/// …and to end, killed if need be.
-const STOP_MAX: Duration = Duration::from_millis(FENCE_GRACE_MS);
-/// How long a lease lasts.
-const FENCE: Duration = Duration::from_millis(FENCE_MS.unsigned_abs());
-
-/// A pod on a host.
-#[derive(Debug, Clone)]
-struct Container {
-    namespace: String,
-    name: String,
-    /// It may run only under a lease.
-    unique: bool,
-    running: bool,
-    /// When it is up.
-    up_at: Duration,
-    /// When it is gone, once that was asked for.
-    gone_at: Option<Duration>,
-    /// For good.
-    ending: bool,
-    reported: bool,
-}
-
-/// What runs on one host now. Outlives the agent, as containers do, but not the host.
-#[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<BTreeMap<String, Ran>>>);
-
-#[derive(Debug, Clone)]
-pub struct Ran {
-    pub node: String,
-    pub unique: bool,
-}
-
-impl Running {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Ran>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn clear(&self) {
-        self.lock().clear();
-    }
-
-    /// By uid.
-    pub fn all(&self) -> BTreeMap<String, Ran> {
-        self.lock().clone()
-    }
-}
 
 /// What an agent knows and does.
-#[derive(Default)]
 struct Work {
-    containers: BTreeMap<String, Container>,
+    begun: Instant,
+    clock: SteadyClock,
+    lease: Lease,
+    /// By uid.
+    pods: BTreeMap<String, LivePod>,
     /// Revision of the newest set that was heard.
     seen: u64,
-    /// When the beat was sent that was answered last.
-    lease: Option<Duration>,
 }
 
 #[derive(Clone)]
@@ -135,69 +90,59 @@ impl HubDoor {
     }
 }
 
-/// A pod that a node is to run.
-struct AssignedPod {
-    unique: bool,
-    uid: String,
-    namespace: String,
-    name: String,
-    ending: bool,
-    /// As the master has it.
-    ready: bool,
-}
-
 /// What one master has assigned to a node, with its revision.
-type Assigned = (u64, Vec<AssignedPod>);
+type Assigned = (u64, Vec<Arc<Pod>>);
 
 fn assigned(store: &Store, node: &str) -> Assigned {
     let snapshot = store.snapshot();
-    let pods = snapshot.pods_on(node).map(|pod| {
-        let meta = &pod.metadata;
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        AssignedPod {
-            unique: is_unique(pod),
-            uid: uid_of(meta).to_owned(),
-            namespace: text(&meta.namespace),
-            name: text(&meta.name),
-            ending: is_ending(meta),
-            ready: is_ready(pod),
-        }
-    });
-    (snapshot.revision, pods.collect())
+    (snapshot.revision, snapshot.pods_on(node).cloned().collect())
 }
 
-fn is_done(answer: &Option<Result<(), CommitError>>) -> bool {
-    matches!(answer, Some(Ok(()) | Err(CommitError::Rejected(_))))
-}
-
-/// A lease, if the node counts as alive in a state that is current, and what it is to run in it: who
+/// A lease, if the node may have one in a state that is current, and what it is to run in it: who
 /// has the lease has heard that before.
 async fn lease(store: Store, node: String) -> Option<Assigned> {
     store.linearize().await.ok()?;
+    sessions::may_have_lease(&store.snapshot(), &node).then(|| assigned(&store, &node))
+}
+
+/// Writes what the agent says of a pod. A master that does not know of it yet is not the one that
+/// assigned it.
+async fn store_status(
+    store: Store,
+    node: String,
+    seen: u64,
+    update: PodStatusUpdate,
+) -> Option<()> {
     let snapshot = store.snapshot();
-    let alive = snapshot.get::<Node>("", &node).is_some_and(|n| node_ready_status(n) != "Unknown");
-    alive.then(|| assigned(&store, &node))
+    let ops = sessions::plan_statuses(&snapshot, &node, &[update]);
+    if snapshot.revision < seen {
+        return None;
+    }
+    if ops.is_empty() {
+        return Some(());
+    }
+    store.commit(Txn::of(ops)).await.ok().map(drop)
 }
 
 impl AgentHost {
     pub async fn run(self) {
         self.register().await;
-        let (work, begun) = (Arc::new(Mutex::new(Work::default())), Instant::now());
+        let work = Arc::new(Mutex::new(Work::new()));
         let (beats, beaten) = (self.clone(), work.clone());
-        tokio::spawn(async move { beats.beat(beaten, begun).await });
+        tokio::spawn(async move { beats.beat(beaten).await });
         let (runs, run) = (self.clone(), work.clone());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(STEP).await;
-                runs.step(&mut lock(&run), begun.elapsed());
+                lock(&run).step(&runs);
             }
         });
         loop {
             tokio::time::sleep(LOOK).await;
             if let Some(assigned) = self.ask().await {
-                lock(&work).take(assigned);
+                lock(&work).take(&self, assigned);
             }
-            self.report(&work, begun.elapsed()).await;
+            self.report(&work).await;
         }
     }
 
@@ -243,16 +188,16 @@ impl AgentHost {
         }
     }
 
-    async fn beat(&self, work: Arc<Mutex<Work>>, begun: Instant) {
+    async fn beat(&self, work: Arc<Mutex<Work>>) {
         for sequence in 1.. {
+            lock(&work).lease.beat(sequence);
             for master in 0..self.hubs.len() {
-                let beating = self.clone().beat_at(master, sequence);
-                let (work, sent) = (work.clone(), begun.elapsed());
+                let (agent, work) = (self.clone(), work.clone());
                 tokio::spawn(async move {
-                    if let Some(assigned) = beating.await {
+                    if let Some(assigned) = agent.clone().beat_at(master, sequence).await {
                         let mut work = lock(&work);
-                        work.take(assigned);
-                        work.lease = work.lease.max(Some(sent));
+                        work.take(&agent, assigned);
+                        work.lease.granted(sequence);
                     }
                 });
             }
@@ -281,91 +226,90 @@ impl AgentHost {
         self.heard(tokio::time::timeout(DEADLINE, asking).await.ok().flatten())
     }
 
-    /// Starts and ends what is to start or end by now.
-    fn step(&self, work: &mut Work, now: Duration) {
-        let leased = work.lease.is_some_and(|lease| now < lease + FENCE);
-        for (uid, container) in &mut work.containers {
-            let may_run = !container.ending && (leased || !container.unique);
-            if !container.running && may_run {
-                container.running = true;
-                container.reported = false;
-                container.up_at = now + START_MAX.mul_f64(fastrand::f64());
-                let ran = Ran { node: self.name.clone(), unique: container.unique };
-                self.running.lock().insert(uid.clone(), ran);
-            } else if container.running && !may_run {
-                container.gone_at.get_or_insert(now + STOP_MAX.mul_f64(fastrand::f64()));
-            }
-            if container.gone_at.is_some_and(|at| at <= now) {
-                container.gone_at = None;
-                container.running = false;
-                self.running.lock().remove(uid);
-            }
-        }
-    }
-
-    /// Reports what is up and what is gone.
-    async fn report(&self, work: &Mutex<Work>, now: Duration) {
-        let containers = lock(work).containers.clone();
-        for (uid, container) in containers {
-            if container.ending && !container.running {
-                let key = ObjectKey::new(Kind::Pod, &*container.namespace, &*container.name);
-                let removed = self.commit(Op::Remove { key, uid: Some(uid.clone()) }).await;
-                if is_done(&removed) {
-                    lock(work).containers.remove(&uid);
-                }
-            } else if container.running && !container.reported && container.up_at <= now {
-                let status = self.commit(Op::ReplaceStatus(self.status(&uid, &container))).await;
-                if let Some(container) = lock(work).containers.get_mut(&uid) {
-                    container.reported = is_done(&status);
-                }
+    /// Tells of the pods that have changed.
+    async fn report(&self, work: &Mutex<Work>) {
+        let (seen, news): (u64, Vec<PodStatusUpdate>) = {
+            let work = lock(work);
+            (work.seen, work.pods.values().filter_map(LivePod::news).collect())
+        };
+        for update in news {
+            let (master, door) = self.door();
+            let (node, told) = (self.name.clone(), update.clone());
+            let telling = self.network.call(self.host, master, move || {
+                let (store, node, update) = (door.store(), node.clone(), update.clone());
+                async move { store_status(store?, node, seen, update).await }
+            });
+            let stored = self.heard(tokio::time::timeout(DEADLINE, telling).await.ok().flatten());
+            let mut work = lock(work);
+            if let (Some(()), Some(pod)) = (stored, work.pods.get_mut(&told.uid)) {
+                pod.told(told);
             }
         }
-    }
-
-    fn status(&self, uid: &str, container: &Container) -> Object {
-        let now = stored_time(Timestamp::now());
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"namespace": container.namespace, "name": container.name, "uid": uid},
-            "status": {
-                "phase": "Running", "podIP": "10.244.0.9",
-                "conditions": [
-                    {"type": "Ready", "status": "True", "lastTransitionTime": now},
-                    {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
-                ],
-            },
-        }))
-        .expect("a status");
-        pod.into_object()
     }
 }
 
 impl Work {
+    fn new() -> Self {
+        let begun = Instant::now();
+        let clock =
+            Box::new(move || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        Self {
+            begun,
+            clock: SteadyClock::default(),
+            lease: Lease::on_clock(clock, FENCE_MS.unsigned_abs()),
+            pods: BTreeMap::new(),
+            seen: 0,
+        }
+    }
+
+    fn with(&mut self, agent: &AgentHost, happens: impl FnOnce(&mut Pods, &Moment<'_>)) {
+        let moment = Moment {
+            node: &agent.name,
+            now: self.begun.elapsed(),
+            time: self.clock.now(),
+            lease: &self.lease,
+            running: &agent.running,
+        };
+        happens(&mut self.pods, &moment);
+        self.pods.retain(|_, pod| !pod.is_over());
+    }
+
+    fn step(&mut self, agent: &AgentHost) {
+        self.with(agent, |pods, moment| pods.values_mut().for_each(|pod| pod.step(moment)));
+    }
+
     /// What the node is to run, unless something newer was heard.
-    fn take(&mut self, (revision, pods): Assigned) {
+    fn take(&mut self, agent: &AgentHost, (revision, assigned): Assigned) {
         if revision < self.seen {
             return;
         }
         self.seen = revision;
-        for (uid, container) in &mut self.containers {
-            container.ending |= !pods.iter().any(|pod| pod.uid == *uid);
-        }
-        for AssignedPod { unique, uid, namespace, name, ending, ready } in pods {
-            let container = self.containers.entry(uid).or_insert_with(|| Container {
-                namespace,
-                name,
-                unique,
-                running: false,
-                up_at: Duration::ZERO,
-                gone_at: None,
-                ending,
-                reported: false,
-            });
-            // It was thought lost meanwhile: a session that begins anew tells everything again.
-            container.reported &= ready;
-            container.ending |= ending;
-        }
+        self.with(agent, |pods, moment| {
+            let wanted: BTreeSet<&str> = assigned.iter().map(|pod| uid_of(&pod.metadata)).collect();
+            for (uid, pod) in pods.iter_mut() {
+                if !wanted.contains(uid.as_str()) {
+                    pod.forget(moment);
+                }
+            }
+            for pod in &assigned {
+                let waits = is_unique(pod) && !is_ending(&pod.metadata) && !moment.lease.is_valid();
+                match pods.get_mut(uid_of(&pod.metadata)) {
+                    Some(live) => live.assigned(pod, moment),
+                    None if waits => {}
+                    None => {
+                        let uid = uid_of(&pod.metadata).to_owned();
+                        pods.insert(uid, LivePod::begin(pod, moment));
+                    }
+                }
+            }
+        });
+        let unique = assigned.iter().any(|pod| is_unique(pod));
+        self.lease.want(unique || self.pods.values().any(LivePod::is_unique));
     }
 }
+
+/// By uid.
+type Pods = BTreeMap<String, LivePod>;
 
 fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
     work.lock().unwrap_or_else(PoisonError::into_inner)

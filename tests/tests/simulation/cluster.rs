@@ -13,8 +13,9 @@ use timonier_master::telemetry::Hub;
 use timonier_master_core::world::Settings;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{AgentHost, HubDoor, Running};
+use crate::agents::{AgentHost, HubDoor};
 use crate::complaints::Listener;
+use crate::engine::Running;
 use crate::faults::{self, Fault, Faults, Hosts};
 use crate::invariants::{Observer, check_end};
 use crate::membership::{self, Operator, Order};

@@ -136,7 +136,7 @@ impl Faults {
         let all: Vec<HostId> = hosts.all().collect();
         let host = all[self.rng.usize(..all.len())];
         // An agent has no disk that matters here.
-        let kinds = if hosts.is_master(host) { 12 } else { 7 };
+        let kinds = if hosts.is_master(host) { 12 } else { 8 };
         match (hosts.is_master(host), self.rng.u8(..kinds)) {
             (_, 0 | 1) => {
                 self.tell(now, format!("host {host} loses power"));
@@ -147,7 +147,11 @@ impl Faults {
                 self.tell(now, format!("host {host} dies in {operations} disk operations"));
                 os::crash_in(host, operations);
             }
-            (_, 5..=7) | (false, _) => self.cut(now, host, &all, network),
+            (_, 11) | (false, 7) => {
+                let skew = self.rng.i64(-SKEW_MAX_S..=SKEW_MAX_S);
+                self.tell(now, format!("host {host}'s clock is {skew} s off"));
+                os::skew(host, skew * 1_000_000_000);
+            }
             (_, 8) => {
                 let weather = Weather {
                     lost: self.rng.f64() * 0.3,
@@ -168,11 +172,7 @@ impl Faults {
                 self.tell(now, format!("host {host}'s disk fails a sync"));
                 os::fail_next_sync(host);
             }
-            _ => {
-                let skew = self.rng.i64(-SKEW_MAX_S..=SKEW_MAX_S);
-                self.tell(now, format!("host {host}'s clock is {skew} s off"));
-                os::skew(host, skew * 1_000_000_000);
-            }
+            _ => self.cut(now, host, &all, network),
         }
         None
     }

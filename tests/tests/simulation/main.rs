@@ -8,6 +8,7 @@
 mod agents;
 mod cluster;
 mod complaints;
+mod engine;
 mod faults;
 mod invariants;
 mod linear;

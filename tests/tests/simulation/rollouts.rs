@@ -7,7 +7,9 @@ use serde_json::json;
 use timonier_master::stamp::stamp;
 use timonier_master::store::Store;
 use timonier_master_core::admission::admit_new;
-use timonier_master_core::object::{is_active, is_ready, node_ready_status, phase, uid_of};
+use timonier_master_core::object::{
+    is_active, is_finished, is_ready, node_ready_status, phase, uid_of,
+};
 use timonier_master_core::op::{Op, Txn};
 use timonier_master_core::rollout::{Bounds, replicas_of};
 use timonier_master_core::snapshot::Snapshot;
@@ -18,7 +20,7 @@ use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
 use timonier_proto::unique::UNIQUE_ANNOTATION;
 
-use crate::agents::Running;
+use crate::engine::Running;
 use crate::workload::Clients;
 
 const NAMESPACE: &str = "default";
@@ -27,6 +29,8 @@ const WEB: &str = "web";
 /// …and one whose pod must be unique.
 const DB: &str = "db";
 const REPLICAS_MAX: i32 = 6;
+/// A container that does not listen is killed after it.
+const GRACE_S: u32 = 3;
 /// Between two changes.
 const PAUSE_MAX: Duration = Duration::from_secs(6);
 const RETRY: Duration = Duration::from_millis(300);
@@ -40,7 +44,10 @@ fn deployment(name: &str, replicas: i32, version: u32) -> Object {
             "selector": {"matchLabels": {"app": name}},
             "template": {
                 "metadata": {"labels": {"app": name}},
-                "spec": {"containers": [{"name": "c", "image": format!("{name}:v{version}")}]},
+                "spec": {
+                    "terminationGracePeriodSeconds": GRACE_S,
+                    "containers": [{"name": "c", "image": format!("{name}:v{version}")}],
+                },
             },
         },
     });
@@ -183,7 +190,7 @@ pub fn unsettled(store: &Store, running: &[Running]) -> Option<String> {
     if !lost.is_empty() {
         return Some(format!("{lost:?} are not ready"));
     }
-    let all = pods(&snapshot).count();
+    let all = pods(&snapshot).filter(|pod| !is_finished(pod)).count();
     let runs: usize = running.iter().map(|host| host.all().len()).sum();
     (runs != all).then(|| format!("{runs} pods run, {all} are wanted"))
 }
@@ -194,7 +201,7 @@ fn unsettled_one(snapshot: &Snapshot, name: &str) -> Option<String> {
     let image =
         |spec: &PodSpec| spec.containers.first().and_then(|container| container.image.clone());
     let wanted = deployment.spec.as_ref().and_then(|s| image(s.template.spec.as_ref()?));
-    let pods: Vec<&Pod> = pods_of(snapshot, name).collect();
+    let pods: Vec<&Pod> = pods_of(snapshot, name).filter(|pod| !is_finished(pod)).collect();
     let good = pods.iter().filter(|pod| {
         is_active(pod) && is_ready(pod) && pod.spec.as_ref().and_then(image) == wanted
     });

@@ -42,7 +42,7 @@ pub struct Opened {
     pub active: KeyId,
     pub keys: Vec<DataKey>,
     pub wrapping: Wrapping,
-    /// The keys were not sealed in the file, and are to be from now on.
+    /// In the file the keys are not sealed as they are to be from now on.
     pub rewrap: bool,
 }
 
@@ -131,7 +131,14 @@ fn key_aad(id: KeyId) -> Vec<u8> {
 
 impl Stored {
     /// Opens the keys as the master was told to.
-    pub fn open(self, path: &Path, encryption: &Encryption) -> Result<Opened, StoreError> {
+    pub fn open(&self, path: &Path, encryption: &Encryption) -> Result<Opened, StoreError> {
+        if let Encryption::Changed { to, from } = encryption {
+            // One that was stopped in between has changed it already.
+            return self.open(path, to).or_else(|_| {
+                let opened = self.open(path, from)?;
+                Ok(Opened { wrapping: Wrapping::make(to)?, rewrap: true, ..opened })
+            });
+        }
         let wrapping = Wrapping::open(&self.protection, path, encryption)?;
         let mut keys = Vec::new();
         for stored in &self.keys {

@@ -42,6 +42,8 @@ pub enum Encryption {
     KeyFile(PathBuf),
     /// They lie there too, sealed with a key made of the passphrase in this file.
     Passphrase(PathBuf),
+    /// They may still be sealed as they were before, and are sealed anew when they are opened.
+    Changed { to: Box<Encryption>, from: Box<Encryption> },
     /// Nothing is sealed, as before there were keys. To measure what sealing costs, and for tests.
     Off,
 }
@@ -200,7 +202,7 @@ impl Keyring {
             let keyring = keyring(opened.wrapping, active, all);
             if opened.rewrap {
                 keyring.save(active)?;
-                tracing::info!(file = %path.display(), "the data keys are sealed from now on");
+                tracing::info!(file = %path.display(), "the data keys are sealed with what was given now");
             }
             return Ok(keyring);
         }

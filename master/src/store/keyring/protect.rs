@@ -51,6 +51,7 @@ impl Wrapping {
     pub fn make(encryption: &Encryption) -> Result<Self, StoreError> {
         match encryption {
             Encryption::DataFolder | Encryption::Off => Ok(Self::none()),
+            Encryption::Changed { to, .. } => Self::make(to),
             Encryption::KeyFile(path) => {
                 Ok(Self { protection: Protection::KeyFile, cipher: Some(key_in(path)?) })
             }
