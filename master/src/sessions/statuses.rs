@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_master_core::object::{is_ending, is_finished, node_of, phase, uid_of};
-use timonier_master_core::op::{Op, Txn};
+use timonier_master_core::op::{Op, Precondition, Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{Events, MasterMessage, PodStatusUpdate, PodStatuses, StatusesStored};
-use timonier_proto::{Kind, Kinded, ObjectKey};
+use timonier_proto::{Kind, Kinded, Object, ObjectKey};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ use crate::store::{CommitError, Store};
 /// How often a batch that raced with another write is looked at anew before its parts are written
 /// one by one.
 const TRIES_MAX: usize = 3;
+/// Pause before one of those parts is looked at once more.
+const RACE_PAUSE: Duration = Duration::from_millis(20);
 /// Pause before a write that the store could not take is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
@@ -48,8 +50,8 @@ pub async fn store(
     while let Some(Some(report)) = or_shutdown(reports.recv(), &cancel).await {
         match report {
             Report::Statuses(batch) => {
-                let plan = |snapshot: &Snapshot| plan(snapshot, &claim.node, &batch.updates);
-                if or_shutdown(commit(&store, &claim.node, plan), &cancel).await.is_none() {
+                let storing = store_statuses(&store, &claim.node, &batch.updates);
+                if or_shutdown(storing, &cancel).await.is_none() {
                     return;
                 }
                 let stored = StatusesStored { batch: batch.batch };
@@ -60,8 +62,7 @@ pub async fn store(
             }
             Report::Events(events) => {
                 let ops = gate.admit(events.events, &store.snapshot(), Timestamp::now());
-                let plan = |_: &Snapshot| ops.clone();
-                if or_shutdown(commit(&store, &claim.node, plan), &cancel).await.is_none() {
+                if or_shutdown(store_events(&store, &claim.node, ops), &cancel).await.is_none() {
                     return;
                 }
             }
@@ -69,24 +70,50 @@ pub async fn store(
     }
 }
 
-/// Writes what `plan` makes of the newest state, as one transaction; tries until it is written or
-/// there is nothing left to write.
-async fn commit(store: &Store, node: &str, plan: impl Fn(&Snapshot) -> Vec<Op>) {
-    let mut tries = 0;
-    loop {
-        let ops = plan(&store.snapshot());
-        if ops.is_empty() {
-            return;
+/// Writes what is new in these as one transaction, or, where others keep writing to the same pods,
+/// one by one.
+async fn store_statuses(store: &Store, node: &str, updates: &[PodStatusUpdate]) {
+    for _ in 0..TRIES_MAX {
+        match commit(store, node, plan(&store.snapshot(), node, updates)).await {
+            None => return,
+            Some(rejection) => tracing::debug!(node, %rejection, "statuses raced with a write"),
         }
-        match store.commit(Txn::of(ops.clone())).await {
-            Ok(_) => return,
-            Err(CommitError::Rejected(rejection)) => {
-                tries += 1;
-                tracing::debug!(node, %rejection, "a report raced with another write");
-                if tries >= TRIES_MAX {
-                    return commit_apart(store, node, ops).await;
-                }
+    }
+    for update in updates {
+        let one = std::slice::from_ref(update);
+        while let Some(rejection) = commit(store, node, plan(&store.snapshot(), node, one)).await {
+            let pod = &update.name;
+            if !matches!(rejection, Rejection::Conflict { .. } | Rejection::NotFound(_)) {
+                tracing::warn!(node, pod, %rejection, "a status is dropped");
+                break;
             }
+            sleep(RACE_PAUSE).await;
+        }
+    }
+}
+
+/// Writes them all, or those that are not refused.
+async fn store_events(store: &Store, node: &str, ops: Vec<Op>) {
+    if commit(store, node, Txn::of(ops.clone())).await.is_none() {
+        return;
+    }
+    for op in ops {
+        let key = op.key();
+        if let Some(rejection) = commit(store, node, Txn::of(vec![op])).await {
+            tracing::warn!(node, %key, %rejection, "an event of the agent is dropped");
+        }
+    }
+}
+
+/// Tries until it is written, which is `None`, or refused.
+async fn commit(store: &Store, node: &str, txn: Txn) -> Option<Rejection> {
+    if txn.ops.is_empty() {
+        return None;
+    }
+    loop {
+        match store.commit(txn.clone()).await {
+            Ok(_) => return None,
+            Err(CommitError::Rejected(rejection)) => return Some(rejection),
             Err(error) => {
                 tracing::warn!(node, %error, "cannot store what the agent reports, trying again");
                 sleep(STORE_RETRY).await;
@@ -95,23 +122,17 @@ async fn commit(store: &Store, node: &str, plan: impl Fn(&Snapshot) -> Vec<Op>) 
     }
 }
 
-/// Writes each operation alone, so that one that is refused holds up no other.
-async fn commit_apart(store: &Store, node: &str, ops: Vec<Op>) {
-    for op in ops {
+/// What is to be written of what the node's agent says of its pods, unless somebody else writes to
+/// them meanwhile: then a session that has ended, and does not know it, has nothing to say any more.
+pub fn plan(snapshot: &Snapshot, node: &str, updates: &[PodStatusUpdate]) -> Txn {
+    let mut txn = Txn::of(Vec::new());
+    for op in updates.iter().filter_map(|update| plan_one(snapshot, node, update)) {
         let key = op.key();
-        if let Err(error) = store.commit(Txn::of(vec![op])).await {
-            tracing::warn!(node, %key, %error, "a report of the agent is dropped");
-        }
+        let revision = snapshot.object(&key).map(Object::resource_version);
+        txn.preconditions.extend(revision.map(|seen| Precondition::Revision(key, seen)));
+        txn.ops.push(stamp(op, Timestamp::now()));
     }
-}
-
-/// What is to be written of what the node's agent says of its pods.
-pub fn plan(snapshot: &Snapshot, node: &str, updates: &[PodStatusUpdate]) -> Vec<Op> {
-    updates
-        .iter()
-        .filter_map(|update| plan_one(snapshot, node, update))
-        .map(|op| stamp(op, Timestamp::now()))
-        .collect()
+    txn
 }
 
 fn plan_one(snapshot: &Snapshot, node: &str, update: &PodStatusUpdate) -> Option<Op> {

@@ -114,14 +114,14 @@ async fn store_status(
     update: PodStatusUpdate,
 ) -> Option<()> {
     let snapshot = store.snapshot();
-    let ops = sessions::plan_statuses(&snapshot, &node, &[update]);
+    let txn = sessions::plan_statuses(&snapshot, &node, &[update]);
     if snapshot.revision < seen {
         return None;
     }
-    if ops.is_empty() {
+    if txn.ops.is_empty() {
         return Some(());
     }
-    store.commit(Txn::of(ops)).await.ok().map(drop)
+    store.commit(txn).await.ok().map(drop)
 }
 
 impl AgentHost {

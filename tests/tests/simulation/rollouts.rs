@@ -114,8 +114,10 @@ fn count(snapshot: &Snapshot) -> Option<(i32, i32)> {
 pub struct PodObserver {
     /// By uid, the highest revision and the phase then.
     phases: BTreeMap<String, (u64, u8)>,
-    /// Of each master's copy, by its host.
-    counts: BTreeMap<usize, (u64, i32, i32)>,
+    /// Of each master's copy, by its host: its revision, and the pods that count.
+    counts: BTreeMap<usize, (u64, i32)>,
+    /// By revision, how many there might be; of whichever copy had it.
+    allowed: BTreeMap<u64, i32>,
 }
 
 fn rank(phase: &str) -> u8 {
@@ -144,11 +146,13 @@ impl PodObserver {
             }
         }
         let Some((active, allowed)) = count(&snapshot) else { return Ok(()) };
-        let last = self.counts.insert(host, (snapshot.revision, active, allowed));
-        if let Some((revision, before, allowed_before)) = last
+        self.allowed.insert(snapshot.revision, allowed);
+        let last = self.counts.insert(host, (snapshot.revision, active));
+        if let Some((revision, before)) = last
             && revision < snapshot.revision
             && active > before
-            && active > allowed.max(allowed_before)
+            // This copy may have been behind for a while.
+            && self.allowed.range(revision..=snapshot.revision).all(|(_, most)| active > *most)
         {
             return Err(format!("[8] {active} pods, {allowed} are allowed"));
         }
