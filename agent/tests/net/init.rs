@@ -109,6 +109,13 @@ fn it_waits_for_the_default_route_and_ends_on_a_signal() {
 
     let started = pod(&init);
     let process = child_of(started.id());
+    // Before it has blocked the signal, the kernel keeps it from a namespace's first process.
+    wait_for("its mask of signals", || {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & (1 << 14) != 0)
+    });
     let pid = rustix::process::Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let output = started.wait_with_output().unwrap();
