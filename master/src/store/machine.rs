@@ -66,6 +66,9 @@ impl Shared {
         keyring: Arc<Keyring>,
         limit: Amount,
     ) -> Self {
+        if let Some(reached) = current.as_ref().and_then(Current::reached) {
+            log.reached(reached);
+        }
         Self {
             ring: Ring::new(state.snapshot.revision),
             state: RwLock::new(state),
@@ -167,6 +170,9 @@ impl Shared {
 
     fn install(&self, newer: Current) {
         let path = newer.path.clone();
+        if let Some(reached) = newer.reached() {
+            self.log.reached(reached);
+        }
         *self.current() = Some(newer);
         snapshot_file::remove_older(&self.dir, &path);
         self.snapshots.fetch_add(1, Ordering::Relaxed);
@@ -312,10 +318,11 @@ impl RaftStateMachine<Types> for Machine {
             shared.install(current);
             Ok(state)
         });
-        self.state = installing
-            .await
-            .map_err(|error| storage_error(&error))?
-            .map_err(|error| storage_error(&error))?;
+        let installed = match installing.await {
+            Ok(installed) => installed.map_err(|error| storage_error(&error)),
+            Err(error) => Err(storage_error(&error)),
+        };
+        self.state = installed.inspect_err(|_| self.shared.log.not_reached())?;
         self.shared.publish(self.state.clone());
         self.shared.ring.restart(self.state.snapshot.revision);
         Ok(())

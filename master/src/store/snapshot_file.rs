@@ -33,6 +33,13 @@ pub struct Current {
     pub key: KeyId,
 }
 
+impl Current {
+    /// The last entry that is in it.
+    pub fn reached(&self) -> Option<u64> {
+        self.meta.last_log_id.map(|last| last.index)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Head {
     format: String,

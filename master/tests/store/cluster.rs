@@ -299,6 +299,32 @@ async fn one_far_behind_gets_a_snapshot_under_load() {
     close([a, b, c]).await;
 }
 
+/// The log must not be cut before the snapshot that stands for it is on the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_cannot_be_written_costs_nothing_that_is_there() {
+    let cluster = Cluster::new(60);
+    let [a, b, c] = cluster.of_three().await;
+    cluster.net.unplug(c.id());
+    for n in 0..400 {
+        put(&a, &format!("n{}", n % 50), &n.to_string()).await.unwrap();
+    }
+    until("a purge", || a.status().snapshots >= 3).await;
+    let snapshots = cluster.dir("c").join("snapshots");
+    let away = cluster.dir("c").join("away");
+    std::fs::rename(&snapshots, &away).unwrap();
+    std::fs::write(&snapshots, "not a folder").unwrap();
+    cluster.net.plug(&c);
+    let text = tokio::time::timeout(DEADLINE, c.failed()).await.unwrap();
+    assert!(text.contains("nothing acknowledged is lost"), "{text}");
+    cluster.kill(c).await;
+    std::fs::remove_file(&snapshots).unwrap();
+    std::fs::rename(&away, &snapshots).unwrap();
+    let c = cluster.open("c", Start::First).await;
+    c.linearize().await.unwrap();
+    assert!(c.snapshot() == a.snapshot());
+    close([a, b, c]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_at_once_come_back() {
     let cluster = Cluster::new(20_000);

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use self::files::Files;
 use self::state_file::{LogState, StateFile};
@@ -38,6 +39,8 @@ pub(super) use self::space::{Promise, Space};
 
 /// Writes under way; openraft itself waits for each, so this is never reached.
 const COMMANDS_MAX: usize = 64;
+/// A snapshot that another master sent is on the disk within this time, or never.
+const REACH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the thread that writes, those who read and those who ask share.
 pub(super) struct Shared {
@@ -50,6 +53,16 @@ pub(super) struct Shared {
     committed_next: AtomicU64,
     keyring: Arc<Keyring>,
     fsyncs: AtomicU64,
+    reach: watch::Sender<Reach>,
+}
+
+/// How far the snapshot on the disk reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// To the entry before this one.
+    Before(u64),
+    /// No further than it did: the next one could not be written.
+    Failed,
 }
 
 impl Shared {
@@ -94,6 +107,30 @@ impl Shared {
     /// The entry up to which the log was purged: a snapshot must reach it.
     pub fn purged(&self) -> Option<LogId> {
         self.files().purged
+    }
+
+    /// A snapshot that reaches to this entry is on the disk.
+    pub fn reached(&self, index: u64) {
+        self.reach.send_replace(Reach::Before(index + 1));
+    }
+
+    /// A snapshot could not be written, and the store stops for that.
+    pub fn not_reached(&self) {
+        self.reach.send_replace(Reach::Failed);
+    }
+
+    /// Waits until the snapshot on the disk has the entry.
+    async fn until_reached(&self, index: u64) -> io::Result<()> {
+        let mut reach = self.reach.subscribe();
+        let told = reach.wait_for(|reach| match reach {
+            Reach::Before(next) => *next > index,
+            Reach::Failed => true,
+        });
+        match timeout(REACH_TIMEOUT, told).await {
+            Ok(Ok(reach)) if *reach != Reach::Failed => Ok(()),
+            Ok(_) => Err(io::Error::other("the snapshot that stands for it was not written")),
+            Err(_) => Err(io::Error::other("no snapshot that stands for it was written in time")),
+        }
     }
 
     /// Forgets the entries in memory up to this one: from now on they are read from the disk.
@@ -194,6 +231,7 @@ impl Log {
             committed_next: AtomicU64::new(committed_next),
             keyring,
             fsyncs: AtomicU64::new(0),
+            reach: watch::Sender::new(Reach::Before(0)),
         });
         shared.check_keys()?;
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
@@ -346,7 +384,10 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
-        // A snapshot may reach further than the log: what was not applied never will be.
+        // One that another master sends is being installed meanwhile: until it is on the disk, the
+        // log's entries are all that there is of them.
+        self.shared.until_reached(upto.index).await.map_err(|error| storage_error(&error))?;
+        // It may reach further than the log: what was not applied never will be.
         self.shared.applied(upto.index);
         self.ask(|answer| Command::Purge(upto, answer)).await
     }
