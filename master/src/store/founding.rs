@@ -63,7 +63,8 @@ impl Founding {
         snapshot_file::write(&snapshots, &cluster_id, &self.state, &keyring)
             .map_err(StoreError::io("write a snapshot to", &snapshots))?;
         let opened = Log::open(log_dir.clone(), segment_bytes, None, keyring)?;
-        let OpenedLog { mut log, thread, .. } = opened;
+        let OpenedLog { mut log, shared, thread, .. } = opened;
+        shared.reached(self.last.index);
         let failed = |error: super::raft::StorageError| {
             StoreError::Raft(format!("begin the log in {}: {error}", log_dir.display()))
         };
