@@ -1,5 +1,5 @@
 //! A master that was taken out of the cluster while it was away learns of it from the others: by
-//! itself it would stand for election for ever.
+//! itself it would wait for a leader for ever.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ impl Peers {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
-            told = if self.is_left_out() && self.is_told_gone().await { told + 1 } else { 0 };
+            let is_gone = self.is_left_out().await && self.is_told_gone().await;
+            told = if is_gone { told + 1 } else { 0 };
             if told >= TOLD_MIN {
                 self.store.fail(
                     "this master was removed from the cluster; hint: to come back it joins anew: \
@@ -37,10 +38,10 @@ impl Peers {
     }
 
     /// Nobody leads it, or it knows itself to be no member. One that joins knows of nobody yet.
-    fn is_left_out(&self) -> bool {
+    async fn is_left_out(&self) -> bool {
         let members = self.members();
         let is_member = members.iter().any(|member| member.id == self.me());
-        !members.is_empty() && (self.leader().is_none() || !is_member)
+        !members.is_empty() && (!is_member || !self.store.hears_a_leader().await)
     }
 
     /// Whether a master that has a leader, and all of this one's log, does not count this one as a member.

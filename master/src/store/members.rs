@@ -156,6 +156,15 @@ impl Store {
         *self.shared.leader_id.borrow()
     }
 
+    /// Whether this master leads, or has heard of a leader lately. One that the others do not speak to
+    /// any more may still take the last one it knew for the leader.
+    pub async fn hears_a_leader(&self) -> bool {
+        let heard = self.shared.raft.with_raft_state(|state| state.vote_last_modified()).await;
+        let lately = self.shared.election_timeout * 2;
+        *self.shared.leader.borrow()
+            || heard.ok().flatten().is_some_and(|heard| heard.elapsed() < lately)
+    }
+
     /// Tells who leads.
     pub fn leader_changed(&self) -> tokio::sync::watch::Receiver<Option<u64>> {
         self.shared.leader_id.subscribe()
