@@ -3,6 +3,7 @@
 //! The edge: Docker, the kernel's network, files, clocks and sockets are here; what to do is decided
 //! in `timonier-agent-core`.
 
+mod blocking;
 pub mod config;
 pub mod join;
 pub mod latency;

@@ -17,7 +17,7 @@ use timonier_agent::session::{
     MASTERS_FILE, Node, NodeConfig, STATE_FILE, Session, SessionConfig, start_network,
 };
 use timonier_agent::shutdown::{Stop, Stops};
-use timonier_agent::telemetry::{HostFacts, capacity};
+use timonier_agent::telemetry::{HostFacts, HostSampler, capacity};
 use timonier_agent::{lease, net, pods};
 use timonier_identity::JoinToken;
 use tracing_subscriber::EnvFilter;
@@ -26,8 +26,6 @@ use tracing_subscriber::EnvFilter;
 const WORKER_THREADS: usize = 2;
 const BLOCKING_THREADS_MAX: usize = 8;
 const BLOCKING_THREADS_IDLE: Duration = Duration::from_secs(1);
-/// How long the takeover of what runs may hold up the first dial.
-const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 /// How long stopping may take.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// Removing a node's containers may take so long.
@@ -95,6 +93,7 @@ async fn run_agent(config: RunConfig) -> Result<()> {
     let address = config.address.or(facts.address);
     let address = address.map(|address| address.to_string()).unwrap_or_default();
     let docker = Arc::new(Docker::new(&config.host.docker_socket));
+    let mut sampler = HostSampler::new(&config.host.data_dir);
     let node = Node::new(
         NodeConfig {
             name: config.host.node_name.clone(),
@@ -104,14 +103,9 @@ async fn run_agent(config: RunConfig) -> Result<()> {
         },
         docker,
         start_network(config.host.node_name.clone(), config.host.bridge()),
+        Box::new(move || sampler.sample()),
     );
-    if let Some(ranges) = node.saved_ranges() {
-        let starting = node.clone();
-        tokio::spawn(async move { starting.begin(ranges).await });
-        // So that the first thing a master hears is not that a node with pods is starting.
-        let _ = tokio::time::timeout(TAKEOVER_WAIT, node.started()).await;
-    }
-    // Pods that run are looked after above, with or without a master.
+    node.take_over().await;
     let joining = membership(&config);
     let membership = tokio::select! {
         membership = joining => membership?,

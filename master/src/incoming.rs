@@ -101,10 +101,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     }
 }
 
-impl Connected for Gathering<Accepted> {
-    type ConnectInfo = Connection;
+impl<S: Connected> Connected for Gathering<S> {
+    type ConnectInfo = S::ConnectInfo;
 
-    fn connect_info(&self) -> Connection {
+    fn connect_info(&self) -> Self::ConnectInfo {
         self.stream.connect_info()
     }
 }

@@ -250,16 +250,21 @@ struct Doors {
     store: Store,
 }
 
-async fn serve(
-    incoming: impl Stream<Item = io::Result<Gathering<Accepted>>>,
-    doors: Doors,
-    shutdown: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+/// A server with the bounds that a master's has.
+pub fn builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(grpc::KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(grpc::KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(grpc::CONCURRENT_STREAMS_PER_CONNECTION_MAX))
         .concurrency_limit_per_connection(grpc::CONCURRENT_REQUESTS_PER_CONNECTION_MAX)
+}
+
+async fn serve(
+    incoming: impl Stream<Item = io::Result<Gathering<Accepted>>>,
+    doors: Doors,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    builder()
         .layer(CallerLayer::new(Arc::new(StoreTokens(doors.store.clone()))))
         .layer(doors.guard.layer())
         .add_service(doors.door.service())

@@ -1,16 +1,15 @@
 //! What is left of pods that nobody wants on this node any more, and of whole agents.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use tokio::fs;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::shared::Shared;
 use super::worker::FENCE_GRACE_S;
+use crate::blocking;
 use crate::runtime::{ContainerSummary, Runtime, RuntimeError, Signal};
 use crate::volumes;
 
@@ -64,23 +63,25 @@ async fn try_remove(shared: &Shared, uid: &str, found: &[ContainerSummary]) -> R
     shared.network.detach(uid).await?;
     shared.network.release(uid);
     let dir = shared.pod_dir(uid);
-    let removed = spawn_blocking(move || volumes::remove(&dir)).await;
+    let removed = blocking::run(move || volumes::remove(&dir)).await;
     removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
-/// Removes the folders of pods that are none of `uids`.
-pub(super) async fn remove_folders(shared: &Shared, uids: &BTreeSet<String>) {
-    let Ok(mut entries) = fs::read_dir(shared.pods_dir()).await else { return };
-    while let Ok(Some(entry)) = entries.next_entry().await {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if uids.contains(&name) {
-            continue;
+/// Removes the folders of pods below `pods_dir` that are none of `uids`.
+pub(super) async fn remove_folders(pods_dir: PathBuf, uids: BTreeSet<String>) {
+    let removing = blocking::run(move || {
+        for entry in std::fs::read_dir(pods_dir).into_iter().flatten().flatten() {
+            if uids.contains(entry.file_name().to_string_lossy().as_ref()) {
+                continue;
+            }
+            if let Err(error) = volumes::remove(&entry.path()) {
+                let path = entry.path().display().to_string();
+                tracing::warn!(%error, path, "the folder of a pod that is gone is left");
+            }
         }
-        let path = entry.path();
-        let shown = path.display().to_string();
-        if let Ok(Err(error)) = spawn_blocking(move || volumes::remove(&path)).await {
-            tracing::warn!(%error, path = shown, "the folder of a pod that is gone is left");
-        }
+    });
+    if let Err(error) = removing.await {
+        tracing::error!(%error, "folders of pods that are gone are left");
     }
 }
 
@@ -106,14 +107,6 @@ pub async fn cleanup(
         // An agent that was killed may have left the engine something to make.
         sleep(SETTLE_INTERVAL).await;
     }
-    if let Ok(mut entries) = fs::read_dir(data_dir.join("pods")).await {
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let path = entry.path();
-            let shown = path.display().to_string();
-            if let Ok(Err(error)) = spawn_blocking(move || volumes::remove(&path)).await {
-                tracing::warn!(%error, path = shown, "a pod's folder is left");
-            }
-        }
-    }
+    remove_folders(data_dir.join("pods"), BTreeSet::new()).await;
     Ok(count)
 }

@@ -169,8 +169,7 @@ impl Pods {
             .map_err(|source| PodsError::DataDir { path: shown(&config.data_dir), source })?;
         let config = PodsConfig { data_dir, ..config };
         let dir = config.data_dir.join("pods");
-        tokio::fs::create_dir_all(&dir)
-            .await
+        std::fs::create_dir_all(&dir)
             .map_err(|source| PodsError::DataDir { path: shown(&dir), source })?;
         let init = install_init(&config.data_dir).map_err(PodsError::Init)?;
         let (events, taken) = mpsc::channel(EVENTS_MAX);

@@ -13,11 +13,11 @@ use timonier_agent_core::pod::{
 };
 use timonier_proto::compiled::CompiledPod;
 use timonier_proto::unique::is_unique;
-use tokio::task::spawn_blocking;
 
 use super::env::NodeFacts;
 use super::shared::Shared;
 use super::spec::{Parts, Prepared, container_spec, hostname, sandbox_spec};
+use crate::blocking;
 use crate::net::{Resolver, sandbox_image, sandbox_image_tar, write_pod_files};
 use crate::probes::{self, Target};
 use crate::runtime::{
@@ -151,7 +151,7 @@ impl Ops {
             };
             Ok(Prepared { ip, volumes, files, sandbox: None })
         };
-        spawn_blocking(work).await.map_err(|error| sandbox_failed(error.to_string()))?
+        blocking::run(work).await.map_err(|error| sandbox_failed(error.to_string()))?
     }
 
     /// Makes, starts and wires the sandbox; its id.
@@ -435,7 +435,7 @@ impl Ops {
         self.unwire(sandbox).await?;
         let dir = self.shared.pod_dir(&self.uid);
         let shown = dir.display().to_string();
-        let removed = spawn_blocking(move || volumes::remove(&dir)).await;
+        let removed = blocking::run(move || volumes::remove(&dir)).await;
         removed
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("cannot remove {shown}: {error}"))

@@ -306,7 +306,7 @@ impl Supervisor {
             self.leave(uid, found);
         }
         let uids: BTreeSet<String> = self.workers.keys().chain(&self.leaving).cloned().collect();
-        leftovers::remove_folders(&self.shared, &uids).await;
+        leftovers::remove_folders(self.shared.pods_dir(), uids.clone()).await;
         if let Err(error) = self.shared.network.remove_leftovers(uids).await {
             tracing::warn!(error, "links of pods that are gone are left");
         }

@@ -27,7 +27,9 @@ use crate::streams::Streams;
 use crate::telemetry::HostFacts;
 
 pub use masters::MASTERS_FILE;
-pub use node::{Node, NodeConfig, NodeNetwork, Ranges, STATE_FILE, StartNetwork, start_network};
+pub use node::{
+    Node, NodeConfig, NodeNetwork, Ranges, STATE_FILE, SampleHost, StartNetwork, start_network,
+};
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Agents that lost the same master dial the others within so long, not all at once.

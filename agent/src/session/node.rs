@@ -10,9 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use timonier_agent_core::net::DesiredNet;
 use timonier_proto::NODE_SHUTDOWN;
-use timonier_proto::v1::{AgentEvent, Assignments, Heartbeat, LatencyBeat, Welcome};
+use timonier_proto::v1::{AgentEvent, Assignments, Heartbeat, HostUsage, LatencyBeat, Welcome};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::assigned::{Assigned, AssignedError};
 use crate::latency::{Latency, Target};
@@ -23,12 +23,14 @@ use crate::pods::{
     StatusBoard,
 };
 use crate::runtime::Runtime;
-use crate::telemetry::{HostSampler, PodSampler};
+use crate::telemetry::PodSampler;
 
 /// Once the pods of a host that goes down have ended, their masters hear of it within this time.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pause before the network or the pods are started again after a failure.
 const START_RETRY: Duration = Duration::from_secs(2);
+/// How long the takeover of what runs may hold up the first dial.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 /// How often what others may have undone on the host is made good.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Changes of pods within so long are looked at together.
@@ -57,6 +59,9 @@ pub type StartNetwork = Box<
         + Send
         + Sync,
 >;
+
+/// Reads how the host is used since it was last asked.
+pub type SampleHost = Box<dyn FnMut() -> HostUsage + Send>;
 
 /// The address ranges that this node works with, kept in its folder so that an agent that starts
 /// without a master can take its pods over.
@@ -122,7 +127,7 @@ struct Inner {
     /// Why they do not start.
     failure: Mutex<Option<NotReady>>,
     assigned: Mutex<Assigned>,
-    samplers: Mutex<(HostSampler, PodSampler)>,
+    samplers: Mutex<(SampleHost, PodSampler)>,
     /// The host goes down.
     leaving: watch::Sender<bool>,
 }
@@ -139,8 +144,13 @@ pub struct Running {
 }
 
 impl Node {
-    pub fn new(config: NodeConfig, runtime: Arc<dyn Runtime>, start_network: StartNetwork) -> Self {
-        let samplers = (HostSampler::new(&config.data_dir), PodSampler::new());
+    pub fn new(
+        config: NodeConfig,
+        runtime: Arc<dyn Runtime>,
+        start_network: StartNetwork,
+        sample_host: SampleHost,
+    ) -> Self {
+        let samplers = (sample_host, PodSampler::new());
         Self {
             inner: Arc::new(Inner {
                 config,
@@ -164,9 +174,13 @@ impl Node {
         &self.inner.runtime
     }
 
-    /// The ranges that an agent of this node last had.
-    pub fn saved_ranges(&self) -> Option<Ranges> {
-        read_ranges(&self.inner.config.data_dir)
+    /// Takes over what an agent of this node left running, with or without a master.
+    pub async fn take_over(&self) {
+        let Some(ranges) = read_ranges(&self.inner.config.data_dir) else { return };
+        let starting = self.clone();
+        tokio::spawn(async move { starting.begin(ranges).await });
+        // So that the first thing a master hears is not that a node with pods is starting.
+        let _ = timeout(TAKEOVER_WAIT, self.started()).await;
     }
 
     /// Starts pods and network, or tries until it is done. What runs already is taken over.
@@ -335,7 +349,7 @@ impl Node {
     pub fn heartbeat(&self, sequence: u64) -> Heartbeat {
         let running = self.running();
         let mut samplers = lock(&self.inner.samplers);
-        let host = samplers.0.sample();
+        let host = (samplers.0)();
         let pods = running
             .as_ref()
             .map(|running| samplers.1.sample(&running.pods.running()))
@@ -403,7 +417,7 @@ impl Node {
         let mut changes = running.pods.changes();
         let mut until = async |is_gone: fn(&Running) -> bool, time_max: Duration| {
             let gone = async { while !is_gone(&running) && changes.changed().await.is_ok() {} };
-            tokio::time::timeout(time_max, gone).await.is_ok()
+            timeout(time_max, gone).await.is_ok()
         };
         if until(|running| running.pods.running().is_empty(), time_max).await {
             // The masters have heard of their end, too.

@@ -27,7 +27,7 @@ use super::{Node, NodeConfig, NodeNetwork, Session, SessionConfig, StartNetwork}
 use crate::join::Membership;
 use crate::pods::{NetAnswer, PodNetwork};
 use crate::runtime::docker::Docker;
-use crate::telemetry::HostFacts;
+use crate::telemetry::{HostFacts, HostSampler};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -152,6 +152,7 @@ impl Lab {
             let noted: Arc<dyn NodeNetwork> = noted.clone();
             Box::pin(async move { Ok(noted) })
         });
+        let mut sampler = HostSampler::new(dir.path());
         let node = Node::new(
             NodeConfig {
                 name: "n1".into(),
@@ -161,6 +162,7 @@ impl Lab {
             },
             Arc::new(Docker::new(dir.path().join("no.sock"))),
             start,
+            Box::new(move || sampler.sample()),
         );
         let config = SessionConfig {
             membership: Membership::new(agent, dir.path()),

@@ -1,9 +1,11 @@
 //! [`dial`]: the one way to a master.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,7 +15,6 @@ use rustls::{AlertDescription, CertificateError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -107,32 +108,58 @@ fn prepare(
     Ok((endpoint, Connector { address: address.to_owned(), identity: identity.clone() }))
 }
 
+/// What carries a connection's bytes.
+pub trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Line for S {}
+
+/// A connection to be made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Line>>> + Send>>;
+
+thread_local! {
+    static SIMULATED: RefCell<Option<Rc<dyn Fn(&str) -> Connecting>>> = const { RefCell::new(None) };
+}
+
+/// From now on, what is dialled on this thread is connected by `connect`, which gets the address:
+/// a simulation's network, without TLS.
+pub fn simulate_network(connect: impl Fn(&str) -> Connecting + 'static) {
+    SIMULATED.set(Some(Rc::new(connect)));
+}
+
 struct Connector {
     address: String,
     identity: Identity,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<Heard>>> + Send>>;
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Heard>;
-    type Error = io::Error;
-    type Future = Connecting;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Connecting {
+impl Connector {
+    fn connect(&self) -> Connecting {
+        let simulated = SIMULATED.with_borrow(Clone::clone);
+        if let Some(connect) = simulated {
+            return connect(&self.address);
+        }
         let address = self.address.clone();
         let tls = TlsConnector::from(self.identity.client_config());
         Box::pin(async move {
             let stream = TcpStream::connect(&address).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(MASTER_NAME).expect("the name is a DNS name");
-            let stream = tls.connect(name, stream).await?;
-            Ok(TokioIo::new(Heard::from(stream).await?))
+            Ok(Box::new(tls.connect(name, stream).await?) as Box<dyn Line>)
         })
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Heard>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Heard>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connecting = self.connect();
+        Box::pin(async move { Ok(TokioIo::new(Heard::from(connecting.await?).await?)) })
     }
 }
 
@@ -141,13 +168,13 @@ impl Service<Uri> for Connector {
 /// Our side of the handshake is done before the master has looked at our certificate. An HTTP/2
 /// server speaks first, so waiting for its first bytes tells a refusal from a connection.
 struct Heard {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Line>,
     first: Vec<u8>,
     taken: usize,
 }
 
 impl Heard {
-    async fn from(mut stream: TlsStream<TcpStream>) -> io::Result<Self> {
+    async fn from(mut stream: Box<dyn Line>) -> io::Result<Self> {
         let mut first = vec![0; FIRST_BYTES_MAX];
         let count = stream.read(&mut first).await?;
         if count == 0 {

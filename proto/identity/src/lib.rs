@@ -19,7 +19,9 @@ mod verify;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use authority::{Authority, Lifetimes, PARTS_PREFIX_PREVIOUS, Subject};
-pub use channel::{DialError, DialOptions, dial, dial_lazy, explain};
+pub use channel::{
+    Connecting, DialError, DialOptions, Line, dial, dial_lazy, explain, simulate_network,
+};
 pub use files::{read_text, write_private};
 pub use identity::{Credentials, Identity, KeyRequest, Trust};
 pub use peer::PeerCertificate;

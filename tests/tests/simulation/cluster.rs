@@ -3,21 +3,18 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use timonier_master::driver;
+use timonier_identity::Identity;
 use timonier_master::store::{Start, Store, StoreConfig, blocking};
-use timonier_master::telemetry::Hub;
-use timonier_master_core::world::Settings;
-use tokio_util::sync::CancellationToken;
 
-use crate::agents::{AgentHost, HubDoor};
+use crate::agents::AgentHost;
 use crate::complaints::Listener;
-use crate::engine::Running;
+use crate::engine::Engine;
 use crate::faults::{self, Fault, Faults, Hosts};
 use crate::invariants::{Observer, check_end};
+use crate::masters::{MasterHost, node_name};
 use crate::membership::{self, Operator, Order};
 use crate::network::Network;
 use crate::os::HostId;
@@ -33,10 +30,6 @@ const PLACES: usize = 4;
 /// Masters that join are all members within this time.
 const JOIN_MAX: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 4;
-/// A node not heard of for so long is not ready; its pods are replaced after as long again.
-const GRACE_MS: i64 = 2000;
-/// Pods that must be unique end so long after the last lease.
-pub const FENCE_MS: i64 = 3_000;
 /// How long faults happen.
 const TROUBLE: Duration = Duration::from_secs(25);
 /// From the end of the faults to a cluster that works.
@@ -70,14 +63,15 @@ struct Cluster {
     masters: usize,
     /// How each master starts, by host, once its cluster has taken it in.
     starts: Vec<Option<Start>>,
-    /// By host, how many masters were there: each has a disk of its own.
+    /// By host, how many masters were there, each with a disk of its own, or how often an agent
+    /// was started.
     lives: Vec<u32>,
     operator: Operator,
     doors: Vec<Door>,
-    hubs: Vec<HubDoor>,
+    identity: Identity,
     agents: usize,
     /// By agent.
-    running: Vec<Running>,
+    engines: Vec<Engine>,
     observer: Observer,
     pods: PodObserver,
     /// Stores that have failed for good: their processes end.
@@ -89,7 +83,8 @@ struct Cluster {
 /// Runs the whole seed.
 ///
 /// With `agents`, the control loops run as well, and there is a deployment that somebody changes.
-pub fn run(seed: u64, agents: usize) -> Outcome {
+/// `identity` is everybody's; nobody looks at it.
+pub fn run(seed: u64, agents: usize, identity: Identity) -> Outcome {
     let folder = tempfile::tempdir_in(memory()).expect("a folder can be made");
     let masters = PLACES;
     let faults = Faults::new(seed);
@@ -101,18 +96,20 @@ pub fn run(seed: u64, agents: usize) -> Outcome {
         folder,
         masters,
         starts: vec![None; masters],
-        lives: vec![0; masters],
+        lives: vec![0; masters + 1 + agents],
         operator: Operator::new(seed, (MASTERS..masters).collect()),
         doors: (0..masters).map(|_| Door::default()).collect(),
-        hubs: (0..masters).map(|_| HubDoor::default()).collect(),
+        identity,
         agents,
-        running: (0..agents).map(|_| Running::default()).collect(),
+        engines: (0..agents).map(|_| Engine::default()).collect(),
         pods: PodObserver::default(),
         observer: Observer::default(),
         failed: Arc::default(),
         refused: Arc::default(),
     };
     blocking::simulate(move || faults::delay(&disks));
+    let network = cluster.network.clone();
+    timonier_identity::simulate_network(move |address| transport::connect(&network, address));
     let panicked = cluster.refused.clone();
     std::panic::set_hook(Box::new(move |panic| {
         panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic.to_string());
@@ -194,19 +191,21 @@ impl Cluster {
         };
         let (door, failed, refused) =
             (self.doors[host].clone(), self.failed.clone(), self.refused.clone());
-        let (hub_door, agents) = (self.hubs[host].clone(), self.agents);
+        let serves = (self.agents > 0).then(|| MasterHost {
+            network: self.network.clone(),
+            host,
+            doors: self.doors.clone(),
+            identity: self.identity.clone(),
+        });
         let tell = move |list: &Arc<Mutex<Vec<HostId>>>| {
             list.lock().unwrap_or_else(PoisonError::into_inner).push(host);
         };
         self.world.start(host, async move {
             match Store::open(config).await {
                 Ok(store) => {
-                    let hub = Hub::new();
-                    hub_door.set(Some(hub.clone()));
                     door.set(Some(store.clone()));
-                    let stop = CancellationToken::new();
-                    if agents > 0 {
-                        tokio::spawn(driver::run(store.clone(), hub, settings(), stop));
+                    if let Some(master) = serves {
+                        master.serve(store.clone());
                     }
                     store.failed().await;
                     tell(&failed);
@@ -222,14 +221,17 @@ impl Cluster {
 
     fn start_agent(&mut self, agent: usize) {
         let host = self.masters + 1 + agent;
+        self.lives[host] += 1;
+        let name = node_name(host);
+        let data_dir = self.folder.path().join(&name);
+        std::fs::create_dir_all(&data_dir).expect("a folder can be made");
         let agent = AgentHost {
-            network: self.network.clone(),
-            host,
-            name: format!("node-{agent}"),
-            doors: self.doors.clone(),
-            hubs: self.hubs.clone(),
-            master: Arc::new(AtomicUsize::new(agent)),
-            running: self.running[agent].clone(),
+            name,
+            data_dir,
+            masters: (0..MASTERS).map(transport::address).collect(),
+            identity: self.identity.clone(),
+            engine: self.engines[agent].clone(),
+            life: self.lives[host],
         };
         self.world.start(host, agent.run());
     }
@@ -247,15 +249,21 @@ impl Cluster {
         self.world.stop(host);
     }
 
-    fn forget(&mut self, host: HostId) {
+    /// An agent's containers go on.
+    fn kill_process(&mut self, host: HostId) {
+        self.network.deafen(host);
         match host.checked_sub(self.masters + 1) {
-            None => {
-                self.doors[host].set(None);
-                self.hubs[host].set(None);
-            }
-            Some(agent) => {
-                self.running[agent].clear();
-            }
+            None => self.doors[host].set(None),
+            Some(agent) => self.engines[agent].left_alone(),
+        }
+        self.world.end_process(host);
+    }
+
+    fn forget(&mut self, host: HostId) {
+        self.network.forget(host);
+        match host.checked_sub(self.masters + 1) {
+            None => self.doors[host].set(None),
+            Some(agent) => self.engines[agent].power_lost(),
         }
     }
 
@@ -323,7 +331,7 @@ impl Cluster {
                     self.pods.observe(host, &store)?;
                 }
             }
-            rollouts::check_nodes(&self.running)?;
+            rollouts::check_nodes(&self.engines)?;
         }
         Ok(())
     }
@@ -345,7 +353,11 @@ impl Cluster {
                         self.stop_host(host);
                         self.faults.died(now, host);
                     }
-                    Fault::Start(_) | Fault::Crash(_) => {}
+                    Fault::Kill(host) if self.world.is_on(host) => {
+                        self.kill_process(host);
+                        self.faults.killed(now, host);
+                    }
+                    Fault::Start(_) | Fault::Crash(_) | Fault::Kill(_) => {}
                 }
             }
             self.change_members();
@@ -405,7 +417,7 @@ impl Cluster {
             self.tick()?;
             let now = self.world.now();
             let stores: Vec<Store> = self.doors.iter().filter_map(Door::store).collect();
-            let unsettled = stores.first().map(|s| rollouts::unsettled(s, &self.running));
+            let unsettled = stores.first().map(|s| rollouts::unsettled(s, &self.engines));
             if now > until {
                 let why = unsettled.flatten().unwrap_or_default();
                 return Err(format!(
@@ -430,15 +442,5 @@ impl Cluster {
                 return check_end(&stores, &clients.record());
             }
         }
-    }
-}
-
-fn settings() -> Settings {
-    Settings {
-        cluster_range: timonier_proto::DEFAULT_CLUSTER_RANGE.to_owned(),
-        service_range: timonier_proto::DEFAULT_SERVICE_RANGE.to_owned(),
-        node_grace_ms: GRACE_MS,
-        eviction_after_ms: GRACE_MS,
-        fence_after_ms: FENCE_MS,
     }
 }

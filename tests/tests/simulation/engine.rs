@@ -1,277 +1,305 @@
-//! A pod on a model agent's host: the agent's own logic of a pod's life over an engine in memory that
-//! takes its time. What the real agent does around that logic, a worker a pod, is done here in a few
-//! words: the lease is looked at before each start, and a unique pod without one is stopped.
+//! The container engine of an agent's host, in memory: it takes its time, its containers do not always
+//! listen, and it does what it was asked although who asked is gone. It keeps what it has over a loss
+//! of power, when all that ran has ended.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use timonier_agent::lease::Lease;
-use timonier_agent_core::pod::{Action, Event, Exit, PodPlan, PodState, Slot, StartFailure};
-use timonier_master_core::object::{is_ending, is_ready, is_unique, uid_of};
-use timonier_proto::k8s_openapi::api::core::v1::Pod;
+use futures::StreamExt;
+use timonier_agent::runtime::{
+    Answer, Archive, ContainerInfo, ContainerLabels, ContainerRole, ContainerSpec,
+    ContainerSummary, ExecSession, ExecSpec, ImageInfo, Items, LogOptions, Output, Progress,
+    RegistryAuth, Runtime, RuntimeError, RuntimeErrorKind, RuntimeEvent, RuntimeEventKind,
+    RuntimeVersion, Signal, TerminalSize,
+};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
-use timonier_proto::unique::FENCE_GRACE_MS;
-use timonier_proto::v1::PodStatusUpdate;
+use tokio::sync::broadcast;
+use tokio::time::sleep;
+use tokio_stream::wrappers::BroadcastStream;
 
-/// An address, an image: there almost at once.
-const PREPARE_MAX: Duration = Duration::from_millis(60);
-/// A container takes up to so long to start…
-const START_MAX: Duration = Duration::from_millis(600);
+/// An answer that needs no work.
+const LOOK_MAX: Duration = Duration::from_millis(20);
+/// A container takes up to so long to be made, and to be started…
+const MAKE_MAX: Duration = Duration::from_millis(300);
 /// …to end when it is asked to, if it listens…
 const END_MAX: Duration = Duration::from_millis(1500);
 /// …and to be killed.
 const KILL_MAX: Duration = Duration::from_millis(100);
 /// Of ten, so many do not listen.
 const DEAF: u8 = 3;
+const EVENTS_MAX: usize = 256;
+/// Beyond what a kernel gives, so that nothing is ever found under it.
+const PID_FIRST: u32 = 1 << 30;
+const KILLED: i32 = 137;
+const POWER_LOST: i32 = 255;
 
-/// What runs on one host now. Outlives the agent, as containers do, but not the host.
-#[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<BTreeMap<String, Ran>>>);
-
+/// A pod of which something runs.
 #[derive(Debug, Clone)]
 pub struct Ran {
     pub node: String,
     pub unique: bool,
 }
 
-impl Running {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Ran>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Clones are the same engine.
+#[derive(Clone, Default)]
+pub struct Engine(Arc<Mutex<State>>);
 
-    pub fn clear(&self) {
-        self.lock().clear();
-    }
-
-    /// By uid.
-    pub fn all(&self) -> BTreeMap<String, Ran> {
-        self.lock().clone()
-    }
+#[derive(Default)]
+struct State {
+    /// By id.
+    containers: BTreeMap<String, Container>,
+    made: u32,
+    events: Option<broadcast::Sender<RuntimeEvent>>,
 }
 
-/// What a pod meets when something happens to it.
-pub struct Moment<'a> {
-    pub node: &'a str,
-    /// Since the agent began.
-    pub now: Duration,
-    /// By the agent's clock.
-    pub time: Timestamp,
-    pub lease: &'a Lease,
-    pub running: &'a Running,
-}
-
-pub struct LivePod {
-    namespace: String,
+struct Container {
+    labels: ContainerLabels,
     name: String,
-    uid: String,
-    unique: bool,
-    state: PodState,
-    /// What the engine is about to answer, and when.
-    coming: Vec<(Duration, Event)>,
-    /// Those that run.
-    containers: BTreeMap<String, Slot>,
-    fenced: bool,
-    /// Its object is gone.
-    forget: bool,
-    /// What a master has stored.
-    told: Option<PodStatusUpdate>,
+    info: ContainerInfo,
+    /// Its start has begun: from now on it may run, when exactly nobody knows.
+    begun: bool,
 }
 
-fn within(most: Duration) -> Duration {
+fn up_to(most: Duration) -> Duration {
     most.mul_f64(fastrand::f64())
 }
 
-fn deletion(pod: &Pod) -> Option<Event> {
-    pod.metadata.deletion_timestamp.as_ref()?;
-    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
-    Some(Event::Delete { grace_s: u32::try_from(grace.max(0)).unwrap_or(u32::MAX) })
+fn refused(what: &str) -> RuntimeError {
+    RuntimeError::new(RuntimeErrorKind::Refused, what, "there is no such container")
 }
 
-impl LivePod {
-    pub fn begin(pod: &Pod, moment: &Moment<'_>) -> Self {
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let mut live = Self {
-            namespace: text(&pod.metadata.namespace),
-            name: text(&pod.metadata.name),
-            uid: uid_of(&pod.metadata).to_owned(),
-            unique: is_unique(pod),
-            state: PodState::new(PodPlan::of(pod, "10.0.0.1"), moment.time),
-            coming: Vec::new(),
-            containers: BTreeMap::new(),
-            fenced: false,
-            forget: false,
-            told: None,
-        };
-        live.take(deletion(pod).unwrap_or(Event::Tick), moment);
-        live
-    }
-
-    pub fn is_unique(&self) -> bool {
-        self.unique
-    }
-
-    /// Nothing of it is here, and nobody asks for it.
-    pub fn is_over(&self) -> bool {
-        self.forget && self.state.is_gone()
-    }
-
-    /// A master says how it is to be.
-    pub fn assigned(&mut self, pod: &Pod, moment: &Moment<'_>) {
-        self.forget = false;
-        if is_ending(&pod.metadata) {
-            if self.state.is_gone() {
-                self.told = None;
-            } else if !self.state.is_terminating() {
-                self.take(deletion(pod).unwrap_or(Event::Tick), moment);
-            }
-        }
-        if self.state.is_ready() && !is_ready(pod) {
-            // It was thought lost meanwhile: a session that begins anew tells everything again.
-            self.told = None;
+impl State {
+    fn tell(&mut self, container_id: &str, kind: RuntimeEventKind) {
+        let Some(container) = self.containers.get(container_id) else { return };
+        let pod_uid = container.labels.pod_uid.clone();
+        let event = RuntimeEvent { container_id: container_id.to_owned(), pod_uid, kind };
+        if let Some(events) = &self.events {
+            // Nobody may follow them now.
+            let _ = events.send(event);
         }
     }
 
-    pub fn forget(&mut self, moment: &Moment<'_>) {
-        if !self.forget {
-            self.forget = true;
-            let grace_s = self.state.plan().grace_s;
-            self.take(Event::Delete { grace_s }, moment);
-        }
-    }
-
-    /// What is due happens.
-    pub fn step(&mut self, moment: &Moment<'_>) {
-        if self.unique && !moment.lease.is_valid() {
-            self.fence(moment);
-        }
-        while let Some(next) = self.next_due(moment.now) {
-            let (_, event) = self.coming.swap_remove(next);
-            self.happen(event, moment);
-        }
-        if self.state.next_wake().is_some_and(|at| at <= moment.time) {
-            self.take(Event::Tick, moment);
-        }
-    }
-
-    fn next_due(&self, now: Duration) -> Option<usize> {
-        let due = self.coming.iter().enumerate().filter(|(_, (at, _))| *at <= now);
-        due.min_by_key(|(_, (at, _))| *at).map(|(index, _)| index)
-    }
-
-    fn fence(&mut self, moment: &Moment<'_>) {
-        let over = matches!(self.state.status().phase.as_deref(), Some("Succeeded" | "Failed"));
-        if self.fenced || over {
+    fn end(&mut self, id: &str, exit_code: i32) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if !std::mem::take(&mut container.info.running) {
             return;
         }
-        self.fenced = true;
-        let most = u32::try_from(FENCE_GRACE_MS / 1000).unwrap_or_default();
-        let grace_s = self.state.plan().grace_s.min(most);
-        self.take(Event::Delete { grace_s }, moment);
+        container.begun = false;
+        container.info.pid = 0;
+        container.info.exit_code = exit_code;
+        container.info.finished_at = Some(Timestamp::now());
+        self.tell(id, RuntimeEventKind::Died { exit_code });
+    }
+}
+
+impl Engine {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn happen(&mut self, event: Event, moment: &Moment<'_>) {
-        match &event {
-            Event::Exited { id, .. } if self.containers.remove(id).is_none() => return,
-            Event::TornDown => self.containers.clear(),
-            _ => {}
-        }
-        if self.containers.is_empty() {
-            moment.running.lock().remove(&self.uid);
-        }
-        self.take(event, moment);
-    }
-
-    fn take(&mut self, event: Event, moment: &Moment<'_>) {
-        for action in self.state.step(moment.time, event) {
-            self.carry_out(action, moment);
-        }
-    }
-
-    fn after(&mut self, moment: &Moment<'_>, wait: Duration, event: Event) {
-        self.coming.push((moment.now + wait, event));
-    }
-
-    fn carry_out(&mut self, action: Action, moment: &Moment<'_>) {
-        match action {
-            Action::Prepare => {
-                let ip = Some("10.244.0.9".to_owned());
-                self.after(moment, within(PREPARE_MAX), Event::Prepared { ip });
+    /// All that runs has ended, and nobody is told.
+    pub fn power_lost(&self) {
+        let mut state = self.lock();
+        state.events = None;
+        for container in state.containers.values_mut() {
+            if std::mem::take(&mut container.begun) {
+                container.info = ContainerInfo {
+                    running: false,
+                    pid: 0,
+                    exit_code: POWER_LOST,
+                    ..container.info.clone()
+                };
             }
-            Action::EnsureImage { slot } => {
-                let image_id = "sha256:0".to_owned();
-                let ready = Event::ImageReady { slot, image_id, pull: None };
-                self.after(moment, within(PREPARE_MAX), ready);
-            }
-            Action::Start { slot, attempt } => self.start(slot, attempt, moment),
-            Action::Signal { slot, id, kill } => {
-                let most = if kill { KILL_MAX } else { END_MAX };
-                if kill || fastrand::u8(..10) >= DEAF {
-                    let exit = Exit {
-                        code: if kill { 137 } else { 0 },
-                        oom_killed: false,
-                        started_at: None,
-                        finished_at: Some(moment.time),
-                        message: String::new(),
-                        vanished: false,
-                    };
-                    self.after(moment, within(most), Event::Exited { slot, id, exit });
-                }
-            }
-            Action::RunHook { slot, id, hook } => {
-                self.after(
-                    moment,
-                    within(END_MAX),
-                    Event::HookDone { slot, id, hook, result: Ok(()) },
-                );
-            }
-            Action::Probe { slot, id, kind } => {
-                self.after(
-                    moment,
-                    Duration::ZERO,
-                    Event::Probed { slot, id, kind, result: Ok(()) },
-                );
-            }
-            Action::TearDown => self.after(moment, within(KILL_MAX), Event::TornDown),
-            Action::RemoveContainer { .. } | Action::ReleaseNetwork | Action::Tell(_) => {}
         }
     }
 
-    /// Taken to run from the moment on in which it may: when exactly, nobody knows.
-    fn start(&mut self, slot: Slot, attempt: u32, moment: &Moment<'_>) {
-        if self.unique && !moment.lease.is_valid() {
-            let message = "its lease has run out".to_owned();
-            let kind = StartFailure::Unavailable;
-            let failed = Event::StartFailed { slot, kind, message, id: None };
-            return self.after(moment, Duration::ZERO, failed);
+    /// The agent's process has ended: what was being started runs, what was told to end may not.
+    pub fn left_alone(&self) {
+        let mut state = self.lock();
+        let pid = PID_FIRST + state.made;
+        for container in state.containers.values_mut().filter(|one| one.begun) {
+            container.info.running = true;
+            container.info.pid = pid;
+            container.info.started_at.get_or_insert(Timestamp::now());
         }
-        let id = format!("{}-{slot:?}-{attempt}", self.uid);
-        self.containers.insert(id.clone(), slot);
-        let ran = Ran { node: moment.node.to_owned(), unique: self.unique };
-        moment.running.lock().insert(self.uid.clone(), ran);
-        self.after(moment, within(START_MAX), Event::Started { slot, id });
     }
 
-    /// What the masters do not know yet.
-    pub fn news(&self) -> Option<PodStatusUpdate> {
-        let terminated = self.state.is_gone();
-        let mut status = self.state.status();
-        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if self.fenced && (terminated || over) {
-            status.phase = Some("Failed".to_owned());
-            status.reason = Some("Fenced".to_owned());
-        }
-        let update = PodStatusUpdate {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-            uid: self.uid.clone(),
-            status_json: serde_json::to_vec(&status).expect("a status is plain data").into(),
-            terminated,
-        };
-        (!self.forget && self.told.as_ref() != Some(&update)).then_some(update)
+    /// Pods of which a container runs, by uid.
+    pub fn running(&self) -> BTreeMap<String, Ran> {
+        let state = self.lock();
+        let running = state
+            .containers
+            .values()
+            .filter(|one| one.begun && one.labels.role != ContainerRole::Sandbox);
+        running
+            .map(|one| {
+                let ran = Ran { node: one.labels.node.clone(), unique: one.labels.unique };
+                (one.labels.pod_uid.clone(), ran)
+            })
+            .collect()
     }
 
-    pub fn told(&mut self, update: PodStatusUpdate) {
-        self.told = Some(update);
+    /// Goes on when nobody waits for it any more.
+    fn does<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        most: Duration,
+        work: impl FnOnce(&mut State) -> Result<T, RuntimeError> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let engine = self.clone();
+        let done = tokio::spawn(async move {
+            sleep(up_to(most)).await;
+            work(&mut engine.lock())
+        });
+        Box::pin(async move {
+            let gone = |_| RuntimeError::new(RuntimeErrorKind::Unavailable, what, "it stops");
+            done.await.map_err(gone)?
+        })
+    }
+}
+
+fn image(reference: &str) -> ImageInfo {
+    ImageInfo {
+        id: format!("sha256:{reference}"),
+        entrypoint: vec!["/program".to_owned()],
+        ..ImageInfo::default()
+    }
+}
+
+impl Runtime for Engine {
+    fn version(&self) -> Answer<'_, RuntimeVersion> {
+        let version = RuntimeVersion { name: "memory".to_owned(), version: "1".to_owned() };
+        self.does("ask for the version", LOOK_MAX, |_| Ok(version))
+    }
+
+    fn ping(&self) -> Answer<'_, ()> {
+        self.does("ping", LOOK_MAX, |_| Ok(()))
+    }
+
+    fn image<'a>(&'a self, reference: &'a str) -> Answer<'a, Option<ImageInfo>> {
+        let image = image(reference);
+        self.does("look for an image", LOOK_MAX, |_| Ok(Some(image)))
+    }
+
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        _: Option<RegistryAuth>,
+        _: Progress<'a>,
+    ) -> Answer<'a, ImageInfo> {
+        let image = image(reference);
+        self.does("pull", MAKE_MAX, |_| Ok(image))
+    }
+
+    fn load_image<'a>(&'a self, _: Archive, _: Progress<'a>) -> Answer<'a, Vec<String>> {
+        self.does("load an image", MAKE_MAX, |_| Ok(Vec::new()))
+    }
+
+    fn layers(&self) -> Answer<'_, Vec<Vec<String>>> {
+        self.does("list layers", LOOK_MAX, |_| Ok(Vec::new()))
+    }
+
+    fn tag<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
+        self.does("tag", LOOK_MAX, |_| Ok(()))
+    }
+
+    fn create<'a>(&'a self, spec: &'a ContainerSpec) -> Answer<'a, String> {
+        let name = spec.name.clone();
+        let label = |name: &str| spec.labels.get(name).map(String::as_str);
+        let labels = ContainerLabels::from_lookup(label);
+        self.does("create", MAKE_MAX, move |state| {
+            let labels = labels.ok_or_else(|| refused("create"))?;
+            state.containers.retain(|_, other| other.name != name);
+            state.made += 1;
+            let id = format!("{}-{:04}", labels.node, state.made);
+            let info = ContainerInfo { id: id.clone(), ..ContainerInfo::default() };
+            let container = Container { labels, name, info, begun: false };
+            state.containers.insert(id.clone(), container);
+            Ok(id)
+        })
+    }
+
+    fn start<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        let id = id.to_owned();
+        if let Some(container) = self.lock().containers.get_mut(&id) {
+            container.begun = true;
+        }
+        self.does("start", MAKE_MAX, move |state| {
+            let pid = PID_FIRST + state.made;
+            let container = state.containers.get_mut(&id).ok_or_else(|| refused("start"))?;
+            container.info.running = true;
+            container.info.pid = pid;
+            container.info.started_at = Some(Timestamp::now());
+            state.tell(&id, RuntimeEventKind::Started);
+            Ok(())
+        })
+    }
+
+    fn signal<'a>(&'a self, id: &'a str, signal: Signal) -> Answer<'a, ()> {
+        let (id, engine) = (id.to_owned(), self.clone());
+        let most = if signal == Signal::Kill { KILL_MAX } else { END_MAX };
+        self.does("signal", LOOK_MAX, move |_| {
+            if signal == Signal::Kill || fastrand::u8(..10) >= DEAF {
+                tokio::spawn(async move {
+                    sleep(up_to(most)).await;
+                    engine.lock().end(&id, if signal == Signal::Kill { KILLED } else { 0 });
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        let id = id.to_owned();
+        self.does("remove", KILL_MAX, move |state| {
+            state.end(&id, KILLED);
+            state.tell(&id, RuntimeEventKind::Destroyed);
+            state.containers.remove(&id);
+            Ok(())
+        })
+    }
+
+    fn list<'a>(&'a self, node: &'a str) -> Answer<'a, Vec<ContainerSummary>> {
+        let node = node.to_owned();
+        self.does("list", LOOK_MAX, move |state| {
+            let all = state.containers.iter().map(|(id, container)| ContainerSummary {
+                id: id.clone(),
+                running: container.info.running,
+                created_only: container.info.started_at.is_none(),
+                labels: container.labels.clone(),
+            });
+            Ok(all.filter(|one| one.labels.node == node).collect())
+        })
+    }
+
+    fn inspect<'a>(&'a self, id: &'a str) -> Answer<'a, Option<ContainerInfo>> {
+        let id = id.to_owned();
+        self.does("inspect", LOOK_MAX, move |state| {
+            Ok(state.containers.get(&id).map(|container| container.info.clone()))
+        })
+    }
+
+    fn events(&self, _: &str) -> Items<RuntimeEvent> {
+        let mut state = self.lock();
+        let events = state.events.get_or_insert_with(|| broadcast::channel(EVENTS_MAX).0);
+        let missed = |_| RuntimeError::new(RuntimeErrorKind::Unavailable, "follow", "too slow");
+        Box::pin(BroadcastStream::new(events.subscribe()).map(move |event| event.map_err(missed)))
+    }
+
+    fn exec<'a>(&'a self, _: &'a str, _: ExecSpec) -> Answer<'a, ExecSession> {
+        self.does("exec", LOOK_MAX, |_| Err(refused("exec")))
+    }
+
+    fn exec_resize<'a>(&'a self, _: &'a str, _: TerminalSize) -> Answer<'a, ()> {
+        self.does("exec", LOOK_MAX, |_| Err(refused("exec")))
+    }
+
+    fn exec_exit_code<'a>(&'a self, _: &'a str) -> Answer<'a, Option<i32>> {
+        self.does("exec", LOOK_MAX, |_| Err(refused("exec")))
+    }
+
+    fn logs(&self, _: &str, _: LogOptions) -> Items<Output> {
+        Box::pin(futures::stream::empty())
     }
 }

@@ -15,6 +15,8 @@ use crate::os::{self, HostId};
 const PAUSE_MAX: Duration = Duration::from_millis(1500);
 /// A host is off for at most so long.
 const OFF_MAX: Duration = Duration::from_secs(4);
+/// A process that was killed is started again within so long.
+const RESTART_MAX: Duration = Duration::from_secs(1);
 const CUT_MAX: Duration = Duration::from_secs(4);
 /// Longest write of a slow disk.
 const SLOW_MAX: Duration = Duration::from_millis(300);
@@ -36,7 +38,10 @@ pub fn delay(disks: &Disks) -> Duration {
 
 #[derive(Debug, Clone)]
 pub enum Fault {
+    /// A loss of power.
     Crash(HostId),
+    /// Of the process, which starts again soon: no watchdog is in the simulation.
+    Kill(HostId),
     Start(HostId),
 }
 
@@ -99,7 +104,16 @@ impl Faults {
 
     /// The host is off; it comes back some time.
     pub fn died(&mut self, now: Duration, host: HostId) {
-        let off = self.up_to(OFF_MAX);
+        self.off(now, host, OFF_MAX);
+    }
+
+    /// Its process was killed.
+    pub fn killed(&mut self, now: Duration, host: HostId) {
+        self.off(now, host, RESTART_MAX);
+    }
+
+    fn off(&mut self, now: Duration, host: HostId, longest: Duration) {
+        let off = self.up_to(longest);
         self.tell(now, format!("host {host} is off for {off:?}"));
         self.starts.insert(host, now + off);
     }
@@ -136,11 +150,15 @@ impl Faults {
         let all: Vec<HostId> = hosts.all().collect();
         let host = all[self.rng.usize(..all.len())];
         // An agent has no disk that matters here.
-        let kinds = if hosts.is_master(host) { 12 } else { 8 };
+        let kinds = if hosts.is_master(host) { 13 } else { 8 };
         match (hosts.is_master(host), self.rng.u8(..kinds)) {
             (_, 0 | 1) => {
                 self.tell(now, format!("host {host} loses power"));
                 return Some(Fault::Crash(host));
+            }
+            (true, 12) | (false, 2) => {
+                self.tell(now, format!("host {host}'s process is killed"));
+                return Some(Fault::Kill(host));
             }
             (true, 2..=4) => {
                 let operations = self.rng.u32(..CRASH_OPERATIONS_MAX);

@@ -1,5 +1,5 @@
-//! The cluster on a simulated network, disk and clock: the real store, one thread, everything that
-//! is left to chance from one seed. A seed that fails is replayed by `make sim SEED=…`.
+//! The cluster on a simulated network, disk and clock: real masters and agents, one thread, everything
+//! that is left to chance from one seed. A seed that fails is replayed by `make sim SEED=…`.
 //!
 //! Each seed runs in a process of its own, so that nothing of one run reaches another.
 
@@ -12,6 +12,8 @@ mod engine;
 mod faults;
 mod invariants;
 mod linear;
+mod lines;
+mod masters;
 mod membership;
 mod network;
 mod os;
@@ -23,6 +25,8 @@ mod world;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use timonier_identity::Subject;
 
 /// Seeds of an ordinary run of the tests.
 const SEEDS_DEFAULT: u64 = 12;
@@ -121,8 +125,10 @@ fn a_seed_replays_exactly() {
 #[ignore = "run by the others, in a process of its own"]
 fn one_seed() {
     let seed = number(SEED).expect("SEED says which");
+    timonier_identity::install_provider();
+    let (identity, _) = timonier_identity::throwaway(&Subject::node("any"));
     // A thread on which nobody has thrown dice yet: a map's order is one of the seed's chances.
-    let running = std::thread::spawn(move || cluster::run(seed, agents()));
+    let running = std::thread::spawn(move || cluster::run(seed, agents(), identity));
     let outcome = running.join().expect("the world goes on");
     if number(TRACE).is_some() || outcome.failure.is_some() {
         for line in &outcome.trace {

@@ -4,13 +4,15 @@
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::lines::{Line, Lines};
 use crate::os::HostId;
 use crate::world::World;
 
@@ -50,6 +52,15 @@ struct Inner {
     /// By the time of arrival, then in the order of sending.
     under_way: BTreeMap<(Duration, u64), Message>,
     sent: u64,
+    lines: Lines,
+}
+
+impl Inner {
+    fn delay(&mut self) -> Duration {
+        let late = self.rng.f64() < self.weather.late;
+        let longest = if late { DELAY_LONG_MAX } else { DELAY_MAX };
+        longest.mul_f64(self.rng.f64())
+    }
 }
 
 struct Message {
@@ -76,6 +87,7 @@ impl Network {
                 cut: BTreeSet::new(),
                 under_way: BTreeMap::new(),
                 sent: 0,
+                lines: Lines::default(),
             })),
         }
     }
@@ -129,17 +141,69 @@ impl Network {
             if from != to && (inner.cut.contains(&(from, to)) || inner.rng.f64() < weather.lost) {
                 continue;
             }
-            let late = inner.rng.f64() < weather.late;
-            let longest = if late { DELAY_LONG_MAX } else { DELAY_MAX };
-            let delay = longest.mul_f64(inner.rng.f64());
+            let delay = inner.delay();
             inner.sent += 1;
             let place = (inner.now + delay, inner.sent);
             inner.under_way.insert(place, Message { from, to, what: what() });
         }
     }
 
+    /// Where connections to the host come out from now on.
+    pub fn listen(&self, host: HostId) -> mpsc::UnboundedReceiver<Line> {
+        let (listener, accepted) = mpsc::unbounded_channel();
+        self.lines(|lines| lines.listeners.insert(host, listener));
+        accepted
+    }
+
+    /// A connection to a host that listens.
+    pub async fn connect(&self, from: HostId, to: HostId) -> io::Result<Line> {
+        let network = self.clone();
+        let accept = move || {
+            let network = network.clone();
+            async move { network.accept(from, to) }
+        };
+        let outgoing = self.call(from, to, accept).await;
+        let outgoing = outgoing.ok_or(io::ErrorKind::ConnectionRefused)?;
+        Ok(Line::new(self.clone(), from, outgoing ^ 1))
+    }
+
+    fn accept(&self, from: HostId, to: HostId) -> Option<u64> {
+        let listener = self.lines(|lines| lines.listeners.get(&to).cloned())?;
+        let id = self.lines(|lines| lines.connect(from, to));
+        listener.send(Line::new(self.clone(), to, id)).ok().map(|()| id)
+    }
+
+    /// Nobody accepts connections on the host any more.
+    pub fn deafen(&self, host: HostId) {
+        self.lines(|lines| lines.listeners.remove(&host));
+    }
+
+    /// The host has lost power.
+    pub fn forget(&self, host: HostId) {
+        self.lines(|lines| lines.forget(host));
+    }
+
+    /// Does something with the connections, which must not come back here.
+    pub fn lines<T>(&self, work: impl FnOnce(&mut Lines) -> T) -> T {
+        work(&mut self.lock().lines)
+    }
+
+    /// When something arrives that is sent now, and again after `resend` while it is lost.
+    pub fn arrival(&self, from: HostId, to: HostId, resend: Duration) -> Duration {
+        let mut inner = self.lock();
+        let mut at = inner.now + inner.delay();
+        while from != to && inner.rng.f64() < inner.weather.lost {
+            at += resend;
+        }
+        at
+    }
+
     /// Hands out what has arrived by now.
     pub fn deliver(&self, world: &World) {
+        {
+            let Inner { lines, cut, .. } = &mut *self.lock();
+            lines.deliver(world.now(), |from, to| world.is_on(to) && !cut.contains(&(from, to)));
+        }
         loop {
             let message = {
                 let mut inner = self.lock();
@@ -187,8 +251,7 @@ impl Network {
         if from != to && (inner.cut.contains(&(from, to)) || inner.rng.f64() < weather.lost) {
             return;
         }
-        let late = inner.rng.f64() < weather.late;
-        let delay = if late { DELAY_LONG_MAX } else { DELAY_MAX }.mul_f64(inner.rng.f64());
+        let delay = inner.delay();
         let Some(answer) = answer.take() else { return };
         inner.sent += 1;
         let place = (inner.now + delay, inner.sent);

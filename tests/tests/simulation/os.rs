@@ -103,9 +103,15 @@ pub fn kill(host: HostId) {
     with_host(host, |os| os.dead = true);
 }
 
-/// The power is back: of what was not synced, each sector is there or is not.
-pub fn power_on(host: HostId, rng: &mut Rng) {
+/// A process begins with a disk that works. Where the power was lost: of what was not synced, each
+/// sector is there or is not.
+pub fn begin_process(host: HostId, rng: &mut Rng) {
     with_host(host, |os| {
+        if !os.dead {
+            os.crash_in = None;
+            os.fails_next_sync = false;
+            return;
+        }
         for unsynced in std::mem::take(&mut os.unsynced).into_values() {
             for (offset, before) in unsynced.writes.iter().rev() {
                 restore_some(unsynced.file.as_fd(), *offset, before, rng);

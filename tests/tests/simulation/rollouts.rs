@@ -20,7 +20,7 @@ use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
 use timonier_proto::unique::UNIQUE_ANNOTATION;
 
-use crate::engine::Running;
+use crate::engine::Engine;
 use crate::workload::Clients;
 
 const NAMESPACE: &str = "default";
@@ -161,11 +161,11 @@ impl PodObserver {
 }
 
 /// No pod on two nodes, and never two that must be unique.
-pub fn check_nodes(running: &[Running]) -> Result<(), String> {
+pub fn check_nodes(engines: &[Engine]) -> Result<(), String> {
     let mut nodes: BTreeMap<String, String> = BTreeMap::new();
     let mut unique = Vec::new();
-    for host in running {
-        for (uid, ran) in host.all() {
+    for engine in engines {
+        for (uid, ran) in engine.running() {
             if ran.unique {
                 unique.push(format!("{uid} on {}", ran.node));
             }
@@ -181,7 +181,7 @@ pub fn check_nodes(running: &[Running]) -> Result<(), String> {
 }
 
 /// Why the deployments are not as they should be, if they are not.
-pub fn unsettled(store: &Store, running: &[Running]) -> Option<String> {
+pub fn unsettled(store: &Store, engines: &[Engine]) -> Option<String> {
     let snapshot = store.snapshot();
     if let Some(why) = [WEB, DB].iter().find_map(|name| unsettled_one(&snapshot, name)) {
         return Some(why);
@@ -195,7 +195,7 @@ pub fn unsettled(store: &Store, running: &[Running]) -> Option<String> {
         return Some(format!("{lost:?} are not ready"));
     }
     let all = pods(&snapshot).filter(|pod| !is_finished(pod)).count();
-    let runs: usize = running.iter().map(|host| host.all().len()).sum();
+    let runs: usize = engines.iter().map(|engine| engine.running().len()).sum();
     (runs != all).then(|| format!("{runs} pods run, {all} are wanted"))
 }
 

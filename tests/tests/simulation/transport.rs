@@ -1,5 +1,6 @@
 //! The masters' way to each other, over the simulated network.
 
+use timonier_identity::{Connecting, Line};
 use timonier_master::store::{Inbox, InboxError, Sending, Target, Transport, TransportError};
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
@@ -8,7 +9,7 @@ use timonier_proto::v1::{
 };
 
 use crate::network::Network;
-use crate::os::HostId;
+use crate::os::{self, HostId};
 use crate::workload::Door;
 
 /// One master's end.
@@ -24,8 +25,19 @@ pub fn address(host: HostId) -> String {
     format!("{host}:7443")
 }
 
-fn host_of(target: &Target) -> Option<HostId> {
-    target.address.split_once(':')?.0.parse().ok()
+fn host_of(address: &str) -> Option<HostId> {
+    address.split_once(':')?.0.parse().ok()
+}
+
+/// From the host that runs now to the master that is said to be there.
+pub fn connect(network: &Network, address: &str) -> Connecting {
+    let (network, to) = (network.clone(), host_of(address));
+    Box::pin(async move {
+        let nowhere = || std::io::Error::from(std::io::ErrorKind::HostUnreachable);
+        let from = os::current().ok_or_else(nowhere)?;
+        let line = network.connect(from, to.ok_or_else(nowhere)?).await?;
+        Ok(Box::new(line) as Box<dyn Line>)
+    })
 }
 
 impl End {
@@ -41,7 +53,8 @@ impl End {
         F: Future<Output = Result<A, InboxError>> + Send + 'static,
     {
         let nowhere = TransportError(format!("reach {to}: there is no such host"));
-        let found = host_of(to).and_then(|host| Some((host, self.doors.get(host)?.clone())));
+        let found =
+            host_of(&to.address).and_then(|host| Some((host, self.doors.get(host)?.clone())));
         let (network, from) = (self.network.clone(), self.host);
         Box::pin(async move {
             let (host, door) = found.ok_or(nowhere)?;

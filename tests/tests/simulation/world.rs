@@ -48,9 +48,9 @@ impl World {
         self.hosts[host].is_some()
     }
 
-    /// Switches a host on, with this as its first task.
+    /// Switches a host on, or starts its process again, with this as the first task.
     pub fn start(&mut self, host: HostId, main: impl Future<Output = ()> + Send + 'static) {
-        os::power_on(host, &mut self.rng);
+        os::begin_process(host, &mut self.rng);
         os::enter(Some(host));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -66,8 +66,13 @@ impl World {
 
     /// Switches a host off as a loss of power does.
     pub fn stop(&mut self, host: HostId) {
-        os::enter(Some(host));
         os::kill(host);
+        self.end_process(host);
+    }
+
+    /// Kills what runs on a host. What it wrote stays, and its connections are closed.
+    pub fn end_process(&mut self, host: HostId) {
+        os::enter(Some(host));
         drop(self.hosts[host].take());
         os::enter(None);
     }
