@@ -175,10 +175,9 @@ impl Supervisor {
         }
         self.unique.insert(uid.to_owned());
         self.note_unique();
-        let is_valid = self.shared.config.lease.is_valid();
-        // Whatever starts now is to be stopped when the lease has run out, however soon that is.
-        self.leased |= is_valid;
-        meta.deletion_timestamp.is_none() && !is_valid
+        // Those that are held start when the lease turns, and so does whatever comes before it has.
+        let may_run = self.leased && self.shared.config.lease.is_valid();
+        meta.deletion_timestamp.is_none() && !may_run
     }
 
     // --- assignments ---
@@ -283,14 +282,15 @@ impl Supervisor {
         }
         if !self.unique.is_empty() {
             self.note_unique();
-            // Found by an agent that has just started, maybe long after its last lease.
-            if !self.shared.config.lease.is_valid() {
-                self.leased = true;
-            }
         }
         by_pod.retain(|uid, _| !self.leaving.contains(uid));
         self.found = by_pod;
         self.listed = true;
+        // Found by an agent that has just started, maybe long after its last lease.
+        if !self.unique.is_empty() && !self.shared.config.lease.is_valid() {
+            self.leased = true;
+            self.lease_turned().await;
+        }
         for (uid, compiled) in std::mem::take(&mut self.waiting) {
             self.assign_one(uid, compiled).await;
         }

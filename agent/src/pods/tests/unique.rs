@@ -42,7 +42,6 @@ async fn it_waits_for_a_lease_and_stops_without_one() {
     assert_eq!(bed.containers().await, 1, "one of them waits");
     lease.until(false).await;
     assert!(lease.is_wanted());
-    sleep(Duration::from_millis(1)).await;
     renew(&lease, 1);
     bed.ready("a").await;
     for sequence in 2..8 {
@@ -70,7 +69,7 @@ async fn what_dies_without_a_lease_is_not_started_again() {
     let lease = lease();
     let mut bed = Bed::with_lease(lease.clone()).await;
     bed.assign(true, &[unique("a")], &[]).await;
-    sleep(Duration::from_millis(1)).await;
+    bed.until(|_| lease.is_wanted().then_some(())).await;
     renew(&lease, 1);
     bed.ready("a").await;
     // As the watchdog does while the agent is frozen.
@@ -88,7 +87,7 @@ async fn an_agent_that_starts_late_stops_what_it_finds() {
     let lease = lease();
     let mut bed = Bed::with_lease(lease.clone()).await;
     bed.assign(true, &[unique("a"), simple("b")], &[]).await;
-    sleep(Duration::from_millis(1)).await;
+    bed.until(|_| lease.is_wanted().then_some(())).await;
     renew(&lease, 1);
     bed.ready("a").await;
     bed.ready("b").await;
@@ -111,7 +110,7 @@ async fn a_restart_within_the_lease_changes_nothing() {
     let lease = lease();
     let mut bed = Bed::with_lease(lease.clone()).await;
     bed.assign(true, &[unique("a")], &[]).await;
-    sleep(Duration::from_millis(1)).await;
+    bed.until(|_| lease.is_wanted().then_some(())).await;
     renew(&lease, 1);
     bed.ready("a").await;
     bed.restart().await;
