@@ -1,5 +1,5 @@
-//! How fast the store is by itself, without gRPC. Run by hand, built for release:
-//! `cargo test --release -p timonier-master --test store speed -- --ignored --nocapture`
+//! How fast the store is by itself, without gRPC, with encryption and without, and how long it takes
+//! to open (`make bench NAME=store-writes` measures whole masters).
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ async fn write(store: &Store, writers: usize) -> Vec<Duration> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
+#[ignore = "measures; cargo test --release -p timonier-master --test store -- --ignored --nocapture speed"]
 async fn speed() {
     for encryption in [Encryption::Off, Encryption::DataFolder] {
         eprintln!("encryption: {encryption:?}");
