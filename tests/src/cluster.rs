@@ -5,11 +5,12 @@
 //! remove what they made on the host.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use timonier_identity::{
     DialOptions, Identity, Lifetimes, Subject, Trust, dial, dial_lazy, unix_now,
 };
@@ -24,6 +25,8 @@ use crate::wait::until;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// In every node's name, between the cluster's number and its own.
+const NODE: &str = "-node-";
 
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -34,6 +37,8 @@ pub struct Options {
     pub places: Vec<Place>,
     pub master_args: Vec<String>,
     pub agent_args: Vec<String>,
+    /// Where its own folder is made; where all temporary ones are, by default.
+    pub folder: Option<PathBuf>,
     /// Where the only master keeps its data; a folder of the cluster's own by default.
     pub master_dir: Option<PathBuf>,
     /// Addresses of all pods; a /16 of the cluster's own by default, which is 255 nodes.
@@ -85,7 +90,8 @@ impl Cluster {
         ensure!(rustix::process::geteuid().is_root(), "agents need root: run this as root");
         let id = (free_port()? % 100) as u8;
         let agents = (0..options.agents).map(|_| None).collect();
-        let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir()?;
+        let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir_in(folder)?;
         let mut masters = Vec::new();
         for index in 0..options.masters.max(1) {
             let place = options.places.get(index).cloned();
@@ -125,7 +131,7 @@ impl Cluster {
     }
 
     pub fn node_name(&self, index: usize) -> String {
-        format!("t{}-node-{}", self.id, index + 1)
+        format!("t{}{NODE}{}", self.id, index + 1)
     }
 
     pub fn master_pid(&self) -> u32 {
@@ -162,7 +168,7 @@ impl Cluster {
         command
             .args(["--master", &self.addresses(), "--node-name", &name, "--data-dir"])
             .arg(self.dir.path().join(&name))
-            .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
+            .args(["--bridge", &bridge(&name)])
             .arg("--token")
             .arg(format!("@{}", self.token("node-token")?))
             .args(&self.options.agent_args)
@@ -322,17 +328,7 @@ impl Cluster {
             master.kill()?;
         }
         for index in 0..self.agents.len() {
-            let name = self.node_name(index);
-            let output = Command::new(binary("timonier-agent")?)
-                .args(["cleanup", "--node-name", &name, "--data-dir"])
-                .arg(self.dir.path().join(&name))
-                .args(["--bridge", &format!("tt{}n{}", self.id, index + 1)])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .output()?;
-            if !output.status.success() {
-                bail!("clean up {name}: {}", String::from_utf8_lossy(&output.stderr));
-            }
+            clean_up(self.dir.path(), &self.node_name(index))?;
         }
         Ok(())
     }
@@ -352,6 +348,40 @@ impl Drop for Cluster {
             eprintln!("stop the cluster: {error:#}");
         }
     }
+}
+
+/// Removes what agents made on the host whose cluster was never stopped: those that have data in its
+/// folder. They run no more.
+pub fn clean_up_all(dir: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(node) = name.to_str().filter(|name| name.contains(NODE))
+            && entry.file_type()?.is_dir()
+        {
+            clean_up(dir, node)?;
+        }
+    }
+    Ok(())
+}
+
+fn clean_up(dir: &Path, node: &str) -> Result<()> {
+    let output = Command::new(binary("timonier-agent")?)
+        .args(["cleanup", "--node-name", node, "--data-dir"])
+        .arg(dir.join(node))
+        .args(["--bridge", &bridge(node)])
+        // Whoever presses Ctrl-C while it works does not mean it.
+        .process_group(0)
+        .output()?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "clean up {node}: {complaint}");
+    Ok(())
+}
+
+/// Of a node; a link's name has 15 characters at most.
+fn bridge(node: &str) -> String {
+    format!("t{}", node.replace(NODE, "n"))
 }
 
 /// `kill -9`, and reaps it.

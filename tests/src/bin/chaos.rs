@@ -2,15 +2,23 @@
 //!
 //! Prints its progress on standard error and one line of JSON on standard output: `rounds acked lost
 //! violations`. The exit code is 1 when anything was lost or violated.
+//! Ctrl-C ends it and removes what it made; what a run left that was killed, the next one removes.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use timonier_tests::chaos::{self, Fault, Plan};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    let outcome = tokio::select! {
+        // First, so that signals are heard before there is anything to be removed.
+        biased;
+        asked = asked_to_end() => asked,
+        outcome = run() => outcome,
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -37,6 +45,18 @@ async fn run() -> Result<bool> {
     let report = chaos::run(&plan).await?;
     print(&report.line());
     Ok(report.is_clean())
+}
+
+/// By Ctrl-C or SIGTERM.
+async fn asked_to_end() -> Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    eprintln!("removing everything");
+    anyhow::bail!("asked to end")
 }
 
 /// Of the environment.

@@ -2,14 +2,14 @@
 //! agents on the machine itself, where Docker is; and the workloads that are looked after.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal};
 
+use super::checks;
+use super::claim::Claim;
 use super::hosts::{Hosts, SmallDisk};
 use super::writers::NAMESPACE;
-use super::{checks, hosts};
 use crate::cluster::{Cluster, Options};
 use crate::docker;
 use crate::masters::Place;
@@ -28,22 +28,23 @@ const FENCE_AFTER: &str = "3s";
 const SNAPSHOT_EVERY: &str = "300";
 
 pub struct ChaosCluster {
-    /// Dropped first: its processes hold the disks.
+    /// Dropped first: it ends in order what the claim would end by force.
     pub cluster: Cluster,
     pub hosts: Hosts,
     disks: Vec<SmallDisk>,
-    dir: tempfile::TempDir,
+    _claim: Claim,
 }
 
 impl ChaosCluster {
     /// Three masters, three Ready agents, and the two workloads.
     pub async fn start() -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "namespaces and agents need root");
-        let dir = tempfile::Builder::new().prefix("timonier-chaos-").tempdir()?;
-        let hosts = Hosts::make(MASTERS)?;
+        let claim = Claim::take()?;
+        eprintln!("everything is in {}", claim.folder().display());
+        let hosts = Hosts::make(&claim, MASTERS)?;
         let (mut disks, mut places) = (Vec::new(), Vec::new());
         for master in 0..MASTERS {
-            let disk = SmallDisk::mount(dir.path().join(format!("disk-{master}")), DISK_MIB)?;
+            let disk = SmallDisk::mount(claim.folder().join(format!("disk-{master}")), DISK_MIB)?;
             places.push(Place {
                 address: format!("{}:{PORT}", hosts.address(master)),
                 data_dir: disk.folder().join("data"),
@@ -55,6 +56,7 @@ impl ChaosCluster {
             agents: AGENTS,
             masters: MASTERS,
             places,
+            folder: Some(claim.folder()),
             master_args: ["--fence-after", FENCE_AFTER, "--snapshot-every", SNAPSHOT_EVERY]
                 .map(str::to_owned)
                 .to_vec(),
@@ -65,7 +67,7 @@ impl ChaosCluster {
         for manifest in workloads() {
             cluster.apply(&manifest).await?;
         }
-        let cluster = Self { cluster, hosts, disks, dir };
+        let cluster = Self { cluster, hosts, disks, _claim: claim };
         checks::converged(&cluster).await?;
         Ok(cluster)
     }
@@ -117,13 +119,7 @@ impl ChaosCluster {
     }
 
     pub fn stop(&mut self) -> Result<()> {
-        self.cluster.stop()?;
-        // What a master that is stuck holds open is let go of by now.
-        for disk in &self.disks {
-            hosts::quietly(Command::new("umount").arg("-l").arg(disk.folder()));
-        }
-        ensure!(self.dir.path().exists(), "the folder is gone");
-        Ok(())
+        self.cluster.stop()
     }
 }
 

@@ -9,20 +9,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::FlockOperation;
 
-/// So many runs may be at it at the same time.
-const NETWORKS: std::ops::RangeInclusive<u8> = 71..=78;
+use super::claim::Claim;
+
 /// The host's side of its link to the bridge.
 const LINK: &str = "eth0";
 /// nftables' name of what is cut.
 const TABLE: &str = "cut";
 
-/// Dropping it removes links, namespaces and rules.
+/// Links, namespaces and rules go with the claim.
 pub struct Hosts {
-    network: u8,
+    number: u8,
+    bridge: String,
     count: usize,
-    _lock: File,
 }
 
 /// Which packets of a host are dropped.
@@ -41,18 +40,16 @@ pub enum From {
 }
 
 impl Hosts {
-    pub fn make(count: usize) -> Result<Self> {
-        let (network, lock) = free_network()?;
-        let made = Self { network, count, _lock: lock };
-        made.remove();
-        let bridge = made.bridge();
+    pub fn make(claim: &Claim, count: usize) -> Result<Self> {
+        let (number, bridge) = (claim.number(), claim.name());
         run("ip", &["link", "add", &bridge, "type", "bridge"])?;
-        run("ip", &["addr", "add", &format!("10.98.{network}.1/24"), "dev", &bridge])?;
+        run("ip", &["addr", "add", &format!("10.98.{number}.1/24"), "dev", &bridge])?;
         run("ip", &["link", "set", &bridge, "up"])?;
         // Docker lets nothing pass that it does not know.
         for side in ["-i", "-o"] {
             run("iptables", &["-I", "FORWARD", side, &bridge, "-j", "ACCEPT"])?;
         }
+        let made = Self { number, bridge, count };
         for host in 0..count {
             made.add(host)?;
         }
@@ -60,26 +57,22 @@ impl Hosts {
     }
 
     fn add(&self, host: usize) -> Result<()> {
-        let (namespace, outer) = (self.namespace(host), format!("{}{host}", self.bridge()));
+        let (namespace, outer) = (self.namespace(host), format!("{}{host}", self.bridge));
         run("ip", &["netns", "add", &namespace])?;
         run("ip", &["link", "add", &outer, "type", "veth", "peer", LINK, "netns", &namespace])?;
-        run("ip", &["link", "set", &outer, "master", &self.bridge(), "up"])?;
+        run("ip", &["link", "set", &outer, "master", &self.bridge, "up"])?;
         let within = |args: &[&str]| run("ip", &[&["-n", namespace.as_str()], args].concat());
         within(&["addr", "add", &format!("{}/24", self.address(host)), "dev", LINK])?;
         within(&["link", "set", LINK, "up"])?;
         within(&["link", "set", "lo", "up"])
     }
 
-    fn bridge(&self) -> String {
-        format!("tmchaos{}", self.network)
-    }
-
     fn namespace(&self, host: usize) -> String {
-        format!("{}-{host}", self.bridge())
+        format!("{}-{host}", self.bridge)
     }
 
     pub fn address(&self, host: usize) -> String {
-        format!("10.98.{}.{}", self.network, host + 10)
+        format!("10.98.{}.{}", self.number, host + 10)
     }
 
     /// What starts a program on that host; it becomes the program.
@@ -120,41 +113,6 @@ impl Hosts {
         }
         Ok(())
     }
-
-    /// Also what an earlier run that was killed may have left; nothing of it need be there.
-    fn remove(&self) {
-        for host in 0..self.count {
-            quietly(Command::new("ip").args(["netns", "del", &self.namespace(host)]));
-        }
-        quietly(Command::new("ip").args(["link", "del", &self.bridge()]));
-        for side in ["-i", "-o"] {
-            let rule = ["-D", "FORWARD", side, &self.bridge(), "-j", "ACCEPT"];
-            quietly(Command::new("iptables").args(rule));
-        }
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        self.remove();
-    }
-}
-
-/// One that no other run has; it is this one's until the lock is dropped.
-fn free_network() -> Result<(u8, File)> {
-    for network in NETWORKS {
-        let path = std::env::temp_dir().join(format!("timonier-chaos-{network}.lock"));
-        let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok((network, file));
-        }
-    }
-    anyhow::bail!("all networks for chaos are taken by other runs")
-}
-
-pub fn quietly(command: &mut Command) {
-    // Whether it was there to be removed does not matter.
-    let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
 fn run(program: &str, args: &[&str]) -> Result<()> {
@@ -167,7 +125,7 @@ fn run(program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A small file system of its own in memory, so that it can be filled. Unmounted when dropped.
+/// A small file system of its own in memory, so that it can be filled.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -201,11 +159,5 @@ impl SmallDisk {
 
     pub fn free(&self) -> Result<()> {
         std::fs::remove_file(self.filler()).context("free the disk")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        quietly(Command::new("umount").arg("-l").arg(&self.0));
     }
 }

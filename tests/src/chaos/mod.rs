@@ -5,6 +5,7 @@
 //! not replayed, as the simulation's is.
 
 mod checks;
+mod claim;
 mod cluster;
 mod faults;
 mod hosts;
@@ -15,8 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use self::checks::Watcher;
+pub use self::claim::Claim;
 use self::cluster::ChaosCluster;
 pub use self::faults::Fault;
+pub use self::hosts::Hosts;
 use self::writers::Writers;
 
 const ROUNDS: usize = 30;
@@ -65,7 +68,8 @@ impl Report {
     }
 }
 
-/// Runs all rounds. An error is the harness's; what the cluster does wrong is in the report.
+/// Runs all rounds. An error is the harness's; what the cluster does wrong is in the report. Dropped
+/// before its end, it stops everything and removes it.
 pub async fn run(plan: &Plan) -> Result<Report> {
     eprintln!("seed {}", plan.seed);
     let mut random = fastrand::Rng::with_seed(plan.seed);
