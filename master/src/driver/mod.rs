@@ -148,6 +148,12 @@ impl<S: Signals> Driver<S> {
     }
 
     async fn lead(&mut self) -> Ended {
+        // What the leader before this one wrote may be in the log only: a plan that does not know of
+        // it would do the same again.
+        if let Err(error) = self.store.linearize().await {
+            debug!("wait for what was written before: {error}");
+            return Ended::Retry;
+        }
         if let Err(error) = bootstrap::ensure_namespaces(&self.store).await {
             warn!("create the first namespaces: {error}");
             return Ended::Retry;

@@ -15,7 +15,7 @@ use timonier_master_core::rollout::{Bounds, replicas_of};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Object;
 use timonier_proto::decode::decode;
-use timonier_proto::k8s_openapi::api::apps::v1::Deployment;
+use timonier_proto::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use timonier_proto::k8s_openapi::jiff::Timestamp;
 use timonier_proto::unique::UNIQUE_ANNOTATION;
@@ -101,12 +101,16 @@ fn pods_of<'a>(snapshot: &'a Snapshot, name: &'a str) -> impl Iterator<Item = &'
     pods(snapshot).filter(is_of)
 }
 
-/// Pods that count, and how many there may be at most.
+/// Pods that count, and how many there may be at most: what the surge allows, or what its sets ask for
+/// while they have not followed the deployment yet.
 fn count(snapshot: &Snapshot) -> Option<(i32, i32)> {
     let deployment = snapshot.get::<Deployment>(NAMESPACE, WEB)?;
     let (replicas, bounds) = (replicas_of(deployment), Bounds::of(deployment));
+    let uid = uid_of(&deployment.metadata);
+    let sets = snapshot.owned_by::<ReplicaSet>(uid).filter_map(|set| set.spec.as_ref()?.replicas);
+    let allowed = (replicas + bounds.max_surge).max(sets.sum());
     let active = pods_of(snapshot, WEB).filter(|pod| is_active(pod)).count();
-    Some((i32::try_from(active).unwrap_or(i32::MAX), replicas + bounds.max_surge))
+    Some((i32::try_from(active).unwrap_or(i32::MAX), allowed))
 }
 
 /// What was seen of the pods.
