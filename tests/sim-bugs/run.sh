@@ -8,8 +8,9 @@ seeds=${SEEDS:-200}
 copy=$(mktemp -d)
 trap 'git worktree remove --force "$copy" >/dev/null 2>&1 || rm -rf "$copy"' EXIT
 git worktree add --quiet --detach "$copy" HEAD
-# The dependencies, which are the same, are shared.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+# Not the checkout's own: cargo takes the copy for the same packages, and what it built with a bug in it
+# for what the checkout has.
+export CARGO_TARGET_DIR=$PWD/target/sim-bugs
 
 missed=0
 for patch in "$PWD"/tests/sim-bugs/*.patch; do

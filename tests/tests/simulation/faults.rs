@@ -18,6 +18,9 @@ const OFF_MAX: Duration = Duration::from_secs(4);
 /// A process that was killed is started again within so long.
 const RESTART_MAX: Duration = Duration::from_secs(1);
 const CUT_MAX: Duration = Duration::from_secs(4);
+/// One cut in so many is a long one: a node is lost and its pods are replaced meanwhile.
+const LONG_ONE_IN: u8 = 4;
+const LONG_CUT_MAX: Duration = Duration::from_secs(14);
 /// Longest write of a slow disk.
 const SLOW_MAX: Duration = Duration::from_millis(300);
 /// Of an ordinary one.
@@ -220,7 +223,12 @@ impl Faults {
                 format!("{host} is alone")
             }
         };
-        self.heal_at = now + self.up_to(CUT_MAX);
+        let is_long = self.rng.u8(..LONG_ONE_IN) == 0;
+        let heal_at = now + self.up_to(if is_long { LONG_CUT_MAX } else { CUT_MAX });
+        self.heal_at = match self.heal_at {
+            Duration::MAX => heal_at,
+            other => other.max(heal_at),
+        };
         self.tell(now, what);
     }
 
