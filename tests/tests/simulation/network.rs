@@ -1,5 +1,6 @@
 //! The network between the hosts: what is sent arrives late, in another order, twice or not at all,
-//! as its weather says. A call is a closure that is run on the host it is sent to.
+//! as its weather says. A call is a closure that is run on the host it is sent to; connections, in
+//! which nothing is lost or out of order, are in `lines`.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
