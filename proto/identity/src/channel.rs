@@ -116,8 +116,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Line for S {}
 /// A connection to be made.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Line>>> + Send>>;
 
+/// A simulation's network: connects to an address.
+type Connect = Rc<dyn Fn(&str) -> Connecting>;
+
 thread_local! {
-    static SIMULATED: RefCell<Option<Rc<dyn Fn(&str) -> Connecting>>> = const { RefCell::new(None) };
+    static SIMULATED: RefCell<Option<Connect>> = const { RefCell::new(None) };
 }
 
 /// From now on, what is dialled on this thread is connected by `connect`, which gets the address:

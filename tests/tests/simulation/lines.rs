@@ -26,7 +26,7 @@ const WINDOW_BYTES: usize = 256 << 10;
 pub type PipeId = u64;
 
 /// Where connections to a host come out.
-pub type Listener = tokio::sync::mpsc::UnboundedSender<Line>;
+pub type Listener = tokio::sync::mpsc::Sender<Line>;
 
 /// All connections.
 #[derive(Default)]

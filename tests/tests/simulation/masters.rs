@@ -18,7 +18,7 @@ use timonier_master::sessions::{SessionSettings, Sessions};
 use timonier_master::store::Store;
 use timonier_master::telemetry::Hub;
 use timonier_master_core::world::Settings;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::lines::Line;
@@ -61,7 +61,7 @@ impl MasterHost {
         let relays = Relays::start(hub.clone(), masters, stop.clone());
         tokio::spawn(driver::run(store, hub, settings(), stop));
         let accepted = self.network.listen(self.host);
-        let incoming = UnboundedReceiverStream::new(accepted)
+        let incoming = ReceiverStream::new(accepted)
             .map(move |line| Ok::<_, std::io::Error>(Gathering::new(self.known(line))));
         let server = server::builder()
             .layer(CallerLayer::new(Arc::new(NoTokens)))

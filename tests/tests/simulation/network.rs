@@ -22,6 +22,9 @@ const DELAY_MAX: Duration = Duration::from_millis(3);
 /// Longest delay of one that is held up.
 const DELAY_LONG_MAX: Duration = Duration::from_millis(400);
 
+/// Connections that nobody has accepted yet; further ones are refused.
+const ACCEPTED_MAX: usize = 64;
+
 pub type Answer = Box<dyn Any + Send>;
 type Work = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
@@ -150,8 +153,8 @@ impl Network {
     }
 
     /// Where connections to the host come out from now on.
-    pub fn listen(&self, host: HostId) -> mpsc::UnboundedReceiver<Line> {
-        let (listener, accepted) = mpsc::unbounded_channel();
+    pub fn listen(&self, host: HostId) -> mpsc::Receiver<Line> {
+        let (listener, accepted) = mpsc::channel(ACCEPTED_MAX);
         self.lines(|lines| lines.listeners.insert(host, listener));
         accepted
     }
@@ -171,7 +174,7 @@ impl Network {
     fn accept(&self, from: HostId, to: HostId) -> Option<u64> {
         let listener = self.lines(|lines| lines.listeners.get(&to).cloned())?;
         let id = self.lines(|lines| lines.connect(from, to));
-        listener.send(Line::new(self.clone(), to, id)).ok().map(|()| id)
+        listener.try_send(Line::new(self.clone(), to, id)).ok().map(|()| id)
     }
 
     /// Nobody accepts connections on the host any more.
