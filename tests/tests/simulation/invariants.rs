@@ -10,8 +10,9 @@
 //!    node ready, the deployment as it was written last, and nothing else running.
 //! 6. A pod runs on one node only.
 //! 7. A pod's phase never goes back.
-//! 8. A deployment never gets more pods than its surge allows and its sets ask for, and no control
-//!    loop's plan breaks the product's own rules (surge, unavailability, bindings).
+//! 8. A deployment's sets never come to ask for more pods than its surge allows, it never gets more than
+//!    they ask for (they follow a deployment that is scaled down a moment later), and no control loop's
+//!    plan breaks the product's own rules (surge, unavailability, bindings).
 //! 9. Of pods that must be unique, never two run.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -101,16 +101,28 @@ fn pods_of<'a>(snapshot: &'a Snapshot, name: &'a str) -> impl Iterator<Item = &'
     pods(snapshot).filter(is_of)
 }
 
-/// Pods that count, and how many there may be at most: what the surge allows, or what its sets ask for
-/// while they have not followed the deployment yet.
-fn count(snapshot: &Snapshot) -> Option<(i32, i32)> {
+/// Of the ordinary deployment at one revision.
+#[derive(Clone, Copy)]
+struct Count {
+    /// Pods that count.
+    active: i32,
+    /// What its sets ask for.
+    asked: i32,
+    /// What the surge allows.
+    surge: i32,
+}
+
+fn count(snapshot: &Snapshot) -> Option<Count> {
     let deployment = snapshot.get::<Deployment>(NAMESPACE, WEB)?;
     let (replicas, bounds) = (replicas_of(deployment), Bounds::of(deployment));
     let uid = uid_of(&deployment.metadata);
     let sets = snapshot.owned_by::<ReplicaSet>(uid).filter_map(|set| set.spec.as_ref()?.replicas);
-    let allowed = (replicas + bounds.max_surge).max(sets.sum());
     let active = pods_of(snapshot, WEB).filter(|pod| is_active(pod)).count();
-    Some((i32::try_from(active).unwrap_or(i32::MAX), allowed))
+    Some(Count {
+        active: i32::try_from(active).unwrap_or(i32::MAX),
+        asked: sets.sum(),
+        surge: replicas + bounds.max_surge,
+    })
 }
 
 /// What was seen of the pods.
@@ -118,10 +130,10 @@ fn count(snapshot: &Snapshot) -> Option<(i32, i32)> {
 pub struct PodObserver {
     /// By uid, the highest revision and the phase then.
     phases: BTreeMap<String, (u64, u8)>,
-    /// Of each master's copy, by its host: its revision, and the pods that count.
-    counts: BTreeMap<usize, (u64, i32)>,
-    /// By revision, how many there might be; of whichever copy had it.
-    allowed: BTreeMap<u64, i32>,
+    /// Of each master's copy, by its host: its revision, and what it had then.
+    counts: BTreeMap<usize, (u64, Count)>,
+    /// By revision, of whichever copy had it.
+    seen: BTreeMap<u64, Count>,
 }
 
 fn rank(phase: &str) -> u8 {
@@ -149,16 +161,20 @@ impl PodObserver {
                 *last = (revision, now);
             }
         }
-        let Some((active, allowed)) = count(&snapshot) else { return Ok(()) };
-        self.allowed.insert(snapshot.revision, allowed);
-        let last = self.counts.insert(host, (snapshot.revision, active));
-        if let Some((revision, before)) = last
-            && revision < snapshot.revision
-            && active > before
-            // This copy may have been behind for a while.
-            && self.allowed.range(revision..=snapshot.revision).all(|(_, most)| active > *most)
-        {
-            return Err(format!("[8] {active} pods, {allowed} are allowed"));
+        let Some(now) = count(&snapshot) else { return Ok(()) };
+        self.seen.insert(snapshot.revision, now);
+        let last = self.counts.insert(host, (snapshot.revision, now));
+        let Some((revision, before)) = last.filter(|(last, _)| *last < snapshot.revision) else {
+            return Ok(());
+        };
+        // This copy may have been behind for a while.
+        let meanwhile = || self.seen.range(revision..=snapshot.revision).map(|(_, seen)| seen);
+        let Count { active, asked, surge } = now;
+        if asked > before.asked && meanwhile().all(|seen| asked > seen.surge) {
+            return Err(format!("[8] its sets ask for {asked} pods, {surge} are allowed"));
+        }
+        if active > before.active && meanwhile().all(|seen| active > seen.surge.max(seen.asked)) {
+            return Err(format!("[8] {active} pods, {asked} are asked for, {surge} are allowed"));
         }
         Ok(())
     }
