@@ -14,7 +14,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, State};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::{LinkUnspec, packet_core::DecodeError};
@@ -119,7 +119,12 @@ impl Netlink {
 
     /// The link of that name, none if there is none.
     pub(super) fn link(&mut self, name: &str) -> io::Result<Option<LinkMessage>> {
-        let question = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(name).build());
+        self.look_up(LinkUnspec::new_with_name(name).build())
+    }
+
+    /// The link that `of` names or numbers, none if there is none.
+    pub(super) fn look_up(&mut self, of: LinkMessage) -> io::Result<Option<LinkMessage>> {
+        let question = RouteNetlinkMessage::GetLink(of);
         let mut found = None;
         let result = self.ask(question, NLM_F_ACK, |message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
@@ -232,6 +237,11 @@ pub(super) fn link_peer(link: &LinkMessage) -> Option<u32> {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,
     })
+}
+
+/// Whether the link is up on both sides, and all of the kernel knows it.
+pub(super) fn link_is_up(link: &LinkMessage) -> bool {
+    link.attributes.contains(&LinkAttribute::OperState(State::Up))
 }
 
 fn errno(code: i32) -> Result<(), Errno> {

@@ -2,26 +2,33 @@
 //!
 //! The pod's address has no neighbours (/32) and everything goes to the gateway, so pods reach
 //! each other through the host's IP stack, where services and isolation are decided. The default
-//! route comes last: a container's init waits for it before it starts the pod's program.
+//! route comes last, when the bridge passes frames: a container's init waits for it before it
+//! starts the pod's program.
 
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use timonier_agent_core::net::{host_link_name, pod_mac};
+use tracing::warn;
 
 use super::bridge::{self, Switching};
-use super::netlink::{Netlink, Request, link_peer};
+use super::netlink::{Netlink, Request, link_is_up, link_peer};
 
 const POD_LINK: &str = "eth0";
 const LOOPBACK_INDEX: u32 = 1;
+/// How long the bridge may take to pass the pod's frames; it is a few milliseconds.
+const PASSING_TIMEOUT: Duration = Duration::from_secs(1);
+const PASSING_POLL: Duration = Duration::from_millis(1);
 
 /// What to wire.
 pub(super) struct PodLink {
@@ -63,7 +70,10 @@ impl PodLink {
             eth0 = pod.link(POD_LINK).map_err(at("finding eth0"))?;
         }
         let eth0 = eth0.ok_or_else(|| at("finding eth0")(Errno::NODEV))?;
-        self.configure(&mut pod, eth0.header.index)
+        self.configure(&mut pod, eth0.header.index)?;
+        self.wait_until_passing(&mut host)?;
+        let default = self.route(eth0.header.index).gateway(self.gateway).build();
+        pod.apply_one(Request::put_route(default)).map_err(at("adding the default route"))
     }
 
     fn open_namespace(&self) -> Result<File, StepError> {
@@ -132,9 +142,33 @@ impl PodLink {
         loopback.map_err(at("bringing up lo"))?;
         link.map_err(at("bringing up eth0"))?;
         address.map_err(at("adding the address"))?;
-        gateway.map_err(at("adding the route to the gateway"))?;
-        let default: RouteMessage = self.route(eth0).gateway(self.gateway).build();
-        pod.apply_one(Request::put_route(default)).map_err(at("adding the default route"))
+        gateway.map_err(at("adding the route to the gateway"))
+    }
+
+    /// The kernel learns in the background that a link is up; only then does the bridge pass its
+    /// frames, and only then is the bridge itself up where this is its first pod. What is sent
+    /// before is lost without a sign, and a question for a hardware address is asked again after a
+    /// whole second: so nobody is to send before.
+    #[allow(clippy::disallowed_methods)] // On a thread of its own.
+    fn wait_until_passing(&self, host: &mut Netlink) -> Result<(), StepError> {
+        let link = LinkUnspec::new_with_name(&host_link_name(&self.uid)).build();
+        let bridge = LinkUnspec::new_with_index(self.bridge_index).build();
+        let start = Instant::now();
+        for awaited in [link, bridge] {
+            let mut is_up = || {
+                let found = host.look_up(awaited.clone());
+                let found = found.map_err(at("waiting for the bridge to pass frames"))?;
+                Ok(found.is_some_and(|link| link_is_up(&link)))
+            };
+            while !is_up()? {
+                if start.elapsed() > PASSING_TIMEOUT {
+                    warn!(uid = self.uid, "the bridge does not pass the pod's first frames yet");
+                    return Ok(());
+                }
+                thread::sleep(PASSING_POLL);
+            }
+        }
+        Ok(())
     }
 
     fn route(&self, eth0: u32) -> RouteMessageBuilder<Ipv4Addr> {

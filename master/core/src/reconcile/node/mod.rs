@@ -111,7 +111,9 @@ fn judge(world: &World, node: &Node) -> Verdict {
         again_at: Some(again_at),
         silent_since: None,
     };
-    // A master that has just begun to listen must give the agents time to find it.
+    // A master that has just begun to listen must give the agents time to find it; one that has
+    // found it is silent for a reason of its own.
+    let found = signal.is_some_and(|s| s.last_beat > world.telemetry.since);
     let listening = after_millis(world.telemetry.since, 2 * grace_ms);
     let created = node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |t| t.0);
     let last = signal.map_or(created, |s| s.last_beat);
@@ -119,7 +121,7 @@ fn judge(world: &World, node: &Node) -> Verdict {
     let excused = signal.and_then(|s| s.master_away_since).map(|at| after_millis(at, 2 * grace_ms));
     let silent_since = after_millis(last, grace_ms).max(excused.unwrap_or(Timestamp::MIN));
     if silent_since < world.now {
-        if listening > world.now {
+        if !found && listening > world.now {
             return keep(listening);
         }
         return Verdict {

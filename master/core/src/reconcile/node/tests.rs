@@ -146,6 +146,21 @@ fn nothing_is_lost_right_after_a_change_of_leader() {
 }
 
 #[test]
+fn a_node_that_has_found_the_new_leader_has_no_more_time_than_ever() {
+    let mut cluster = running(4, 3, 3);
+    cluster.telemetry = crate::world::Telemetry { since: cluster.now, ..Default::default() };
+    pass(&mut cluster, 100);
+    cluster.beat("n1");
+    disconnect(&mut cluster, "n1");
+    for _ in 0..2 {
+        assert!(ready(&cluster, "n1").starts_with("True"));
+        pass(&mut cluster, 1_600);
+    }
+    assert!(ready(&cluster, "n1").starts_with("Unknown"), "{}", ready(&cluster, "n1"));
+    assert!(ready(&cluster, "n2").starts_with("True"), "it may still be looking for its master");
+}
+
+#[test]
 fn a_fault_of_the_network_evicts_nobody() {
     let mut cluster = running(5, 3, 6);
     disconnect(&mut cluster, "n1");
