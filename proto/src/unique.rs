@@ -16,6 +16,16 @@ pub const FENCE_GRACE_MS: u64 = 2_000;
 /// them, and what the clocks of two masters may differ.
 pub const FENCE_MARGIN_MS: i64 = 5_000;
 
+/// Annotation of a node, written by the masters: what its agent may take for the lease's length, in
+/// milliseconds. Absent: the default.
+pub const FENCE_AFTER_ANNOTATION: &str = "timonier.io/fence-after-ms";
+
+/// How long a lease lasts on the node with this metadata, at most; 0: for ever, so nobody waits.
+pub fn fence_after_ms(node: &ObjectMeta) -> u32 {
+    let noted = node.annotations.as_ref().and_then(|all| all.get(FENCE_AFTER_ANNOTATION));
+    noted.and_then(|value| value.parse().ok()).unwrap_or(FENCE_AFTER_MS_DEFAULT)
+}
+
 /// Whether the object (or what a template makes) is marked as unique.
 pub fn is_unique(meta: &ObjectMeta) -> bool {
     let annotations = meta.annotations.as_ref();

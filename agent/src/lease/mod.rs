@@ -159,6 +159,13 @@ impl Lease {
         }
     }
 
+    /// For how many milliseconds the one that this node holds is taken to last; 0 where it holds none.
+    pub fn held_ms(&self) -> u32 {
+        let state = self.lock();
+        let held = state.renewed_ms.map_or(0, |_| state.fence_after_ms);
+        u32::try_from(held).unwrap_or(u32::MAX)
+    }
+
     /// A session has begun, with a master that wants pods fenced after so long (0: not at all).
     pub fn begin_session(&self, fence_after_ms: u32) {
         let mut state = self.lock();
@@ -240,8 +247,10 @@ mod tests {
         lease.beat(2);
         lease.granted(7);
         assert!(!lease.is_valid(), "an answer to no beat of this session");
+        assert_eq!(lease.held_ms(), 0);
         lease.granted(1);
         lease.until(true).await;
+        assert_eq!(lease.held_ms(), 10_000);
         now.fetch_add(5_999, Ordering::SeqCst);
         assert!(lease.is_valid());
         now.fetch_add(1, Ordering::SeqCst);

@@ -15,7 +15,7 @@ use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{
     AgentMessage, Events, LatencyBeats, MasterMessage, OpenStream, PodStatuses, Welcome,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -42,21 +42,36 @@ const EVENTS_PER_MESSAGE_MAX: usize = 128;
 const EVENTS_GATHER: Duration = Duration::from_millis(100);
 const HEARTBEAT_MS_MIN: u32 = 50;
 
+/// Where this node has a session with another one that may be as good.
+const WELCOME_DEADLINE_ELSEWHERE: Duration = Duration::from_secs(2);
+/// While the master hears no leader others are asked, at once and then with pauses up to this one.
+const LOOK_ELSEWHERE_FIRST: Duration = Duration::from_millis(500);
+const LOOK_ELSEWHERE_MAX: Duration = Duration::from_secs(10);
+
 /// How a session ended.
 pub struct Ended {
+    pub master: String,
     /// The master had taken this node in.
     pub welcomed: bool,
     pub why: String,
+    /// Another master has taken it in already, one that hears a leader.
+    pub better: Option<Opened>,
 }
 
 type Outgoing = mpsc::Sender<AgentMessage>;
 
-pub async fn run(session: &Session, master: &str) -> Ended {
-    let opened = match open(session, master).await {
-        Ok(opened) => opened,
-        Err(why) => return Ended { welcomed: false, why },
-    };
-    let Opened { channel, outgoing, incoming, welcome } = opened;
+/// What a session begins with.
+pub struct Opened {
+    master: String,
+    channel: Channel,
+    outgoing: Outgoing,
+    incoming: Streaming<MasterMessage>,
+    welcome: Welcome,
+}
+
+/// Goes on with a session until it ends.
+pub async fn run(session: &Session, opened: Opened) -> Ended {
+    let Opened { master, channel, outgoing, incoming, welcome } = opened;
     tracing::info!(master, range = welcome.pod_range, "session opened");
     session.masters.tell(welcome.masters.clone());
     let node = &session.node;
@@ -64,11 +79,13 @@ pub async fn run(session: &Session, master: &str) -> Ended {
         Duration::from_millis(welcome.heartbeat_ms.max(HEARTBEAT_MS_MIN).into())
     });
     let window = Semaphore::new(BATCHES_IN_FLIGHT_MAX);
+    let leader_heard = watch::Sender::new(true);
     node.lease().begin_session(welcome.fence_after_ms);
     node.begin_session();
     // Starting may take its time; heartbeats say meanwhile why the node is not ready.
     let begun = node.begin(Ranges::of(&welcome)).then(|()| std::future::pending::<String>());
     let renewing = session.config.membership.look_after(channel.clone());
+    let mut better = None;
     let why = tokio::select! {
         why = begun => why,
         never = renewing => never,
@@ -76,19 +93,56 @@ pub async fn run(session: &Session, master: &str) -> Ended {
         why = statuses(node, &outgoing, &window) => why,
         why = events(node, &outgoing) => why,
         why = beats(node, &outgoing) => why,
-        why = receive(session, incoming, channel, &window) => why,
+        why = receive(session, incoming, channel, &window, &leader_heard) => why,
+        opened = elsewhere(session, leader_heard.subscribe()) => {
+            better = Some(opened);
+            "it hears no leader, and another one does".to_owned()
+        }
     };
-    Ended { welcomed: true, why }
+    if better.is_some() {
+        tracing::warn!("left master {master}: {why}");
+    }
+    Ended { master, welcomed: true, why, better }
 }
 
-struct Opened {
-    channel: Channel,
-    outgoing: Outgoing,
-    incoming: Streaming<MasterMessage>,
-    welcome: Welcome,
+/// Dials the next master in turn.
+pub async fn open(session: &Session) -> Result<Opened, Ended> {
+    open_within(session, WELCOME_DEADLINE).await
 }
 
-async fn open(session: &Session, master: &str) -> Result<Opened, String> {
+async fn open_within(session: &Session, deadline: Duration) -> Result<Opened, Ended> {
+    let master = session.masters.next();
+    let opened = dial_master(session, &master, deadline).await;
+    opened.map_err(|why| Ended { master, welcomed: false, why, better: None })
+}
+
+/// A session with another master, once this one hears no leader and another does. Until then this one
+/// is as good as any.
+async fn elsewhere(session: &Session, mut leader_heard: watch::Receiver<bool>) -> Opened {
+    let mut pause = LOOK_ELSEWHERE_FIRST;
+    loop {
+        if *leader_heard.borrow() {
+            pause = LOOK_ELSEWHERE_FIRST;
+        }
+        // The sender lives as long as the session.
+        let _ = leader_heard.wait_for(|heard| !*heard).await;
+        // With some chance, so that the agents of this master do not all come at once.
+        sleep(pause.mul_f64(fastrand::f64())).await;
+        pause = (pause * 2).min(LOOK_ELSEWHERE_MAX);
+        if session.masters.are_several() {
+            match open_within(session, WELCOME_DEADLINE_ELSEWHERE).await {
+                Ok(opened) => return opened,
+                Err(ended) => tracing::debug!(master = ended.master, "{}", ended.why),
+            }
+        }
+    }
+}
+
+async fn dial_master(
+    session: &Session,
+    master: &str,
+    welcome_deadline: Duration,
+) -> Result<Opened, String> {
     let several = session.masters.are_several();
     let deadline = if several { CONNECT_DEADLINE_OF_SEVERAL } else { CONNECT_DEADLINE };
     let options = DialOptions {
@@ -117,10 +171,10 @@ async fn open(session: &Session, master: &str) -> Result<Opened, String> {
             _ => Err("did not begin with a welcome".to_owned()),
         }
     };
-    let (incoming, welcome) = timeout(WELCOME_DEADLINE, welcomed)
+    let (incoming, welcome) = timeout(welcome_deadline, welcomed)
         .await
-        .map_err(|_| format!("no welcome in {} s", WELCOME_DEADLINE.as_secs()))??;
-    Ok(Opened { channel, outgoing, incoming, welcome })
+        .map_err(|_| format!("no welcome in {} s", welcome_deadline.as_secs()))??;
+    Ok(Opened { master: master.to_owned(), channel, outgoing, incoming, welcome })
 }
 
 /// One each period, and one at once when the node gets ready or not ready.
@@ -200,6 +254,7 @@ async fn receive(
     mut incoming: Streaming<MasterMessage>,
     channel: Channel,
     window: &Semaphore,
+    leader_heard: &watch::Sender<bool>,
 ) -> String {
     let node = &session.node;
     loop {
@@ -227,6 +282,9 @@ async fn receive(
             Some(Down::Open(open)) => serve(session, open, channel.clone()),
             Some(Down::TellStatuses(_)) => node.tell_statuses(),
             Some(Down::Masters(masters)) => session.masters.tell(masters.addresses),
+            Some(Down::LeaderHeard(told)) => {
+                leader_heard.send_replace(told.heard);
+            }
             Some(Down::Welcome(_)) | None => {}
         }
     }

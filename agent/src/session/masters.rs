@@ -21,8 +21,10 @@ pub struct Masters {
 struct Known {
     given: Vec<String>,
     told: Vec<String>,
-    /// Of the next one in [`Known::all`]. Chance at first: so agents spread over the masters.
-    next: usize,
+    /// Those of this round that were not dialled yet; the next one is the last. In an order of chance,
+    /// so that agents spread over the masters, also those that lost the same one.
+    untried: Vec<String>,
+    dialled: Option<String>,
 }
 
 impl Known {
@@ -40,16 +42,24 @@ impl Masters {
         let path = data_dir.join(MASTERS_FILE);
         let told = std::fs::read(&path).ok();
         let told = told.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        Self { path, known: Mutex::new(Known { given, told, next: fastrand::usize(..) }) }
+        let known = Known { given, told, untried: Vec::new(), dialled: None };
+        Self { path, known: Mutex::new(known) }
     }
 
-    /// The one to dial now; each call takes the next in turn.
+    /// The one to dial now: each once before any again, and none twice in a row.
     pub fn next(&self) -> String {
         let mut known = self.lock();
         let all = known.all();
-        let index = known.next % all.len().max(1);
-        known.next = index + 1;
-        all.get(index).cloned().unwrap_or_default()
+        known.untried.retain(|address| all.contains(address));
+        if known.untried.is_empty() {
+            known.untried = all;
+            fastrand::shuffle(&mut known.untried);
+            if known.untried.last() == known.dialled.as_ref() {
+                known.untried.rotate_right(1);
+            }
+        }
+        known.dialled = known.untried.pop();
+        known.dialled.clone().unwrap_or_default()
     }
 
     pub fn are_several(&self) -> bool {
@@ -82,7 +92,7 @@ impl Masters {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
 
@@ -97,8 +107,24 @@ mod tests {
         let again = Masters::open(given, dir.path());
         let round: BTreeSet<String> = (0..3).map(|_| again.next()).collect();
         assert_eq!(round.len(), 3, "{round:?}");
+        for _ in 0..20 {
+            assert_ne!(again.next(), again.next(), "none is dialled twice in a row");
+        }
         // Nobody tells of no master at all.
         again.tell(Vec::new());
         assert!(again.are_several());
+    }
+
+    #[test]
+    fn agents_that_lose_a_master_spread_over_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut took = BTreeMap::<String, usize>::new();
+        for _ in 0..300 {
+            let given = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+            let masters = Masters::open(given, dir.path());
+            while masters.next() != "a:1" {}
+            *took.entry(masters.next()).or_default() += 1;
+        }
+        assert!(took["b:1"] > 75 && took["c:1"] > 75, "{took:?}");
     }
 }

@@ -95,9 +95,21 @@ impl Session {
     pub async fn run(&self) {
         let mut delay = RETRY_FIRST;
         let mut told: Option<(String, Instant)> = None;
+        let mut better = None;
         loop {
-            let master = self.masters.next();
-            let ended = link::run(self, &master).await;
+            let opened = match better.take() {
+                Some(opened) => Ok(opened),
+                None => link::open(self).await,
+            };
+            let ended = match opened {
+                Ok(opened) => link::run(self, opened).await,
+                Err(ended) => ended,
+            };
+            better = ended.better;
+            if better.is_some() {
+                continue;
+            }
+            let master = ended.master;
             if ended.welcomed {
                 delay = RETRY_FIRST;
                 told = None;
@@ -143,6 +155,7 @@ impl Session {
             os_image: config.facts.os_image.clone(),
             architecture: config.facts.architecture.clone(),
             dial: self.dials.fetch_add(1, Ordering::Relaxed) + 1,
+            lease_held_ms: self.node.lease().held_ms(),
         }
     }
 }

@@ -96,6 +96,7 @@ impl Cluster {
             host: HostUsage::default(),
             not_ready: None,
             master_away_since: None,
+            greeted_at: None,
         };
         self.telemetry.nodes.insert(node.to_owned(), signal);
         self.signalled();

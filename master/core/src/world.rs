@@ -57,6 +57,8 @@ pub struct NodeSignal {
     /// The master that has the agent's session has said nothing since; `None` while it is there, or
     /// when this master has the session.
     pub master_away_since: Option<Timestamp>,
+    /// When its agent began the session that it has now; `None` once it has said a beat in it.
+    pub greeted_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -32,6 +32,7 @@ impl FakeHub {
             host: Default::default(),
             not_ready: None,
             master_away_since: None,
+            greeted_at: None,
         };
         self.telemetry.lock().unwrap().nodes.insert(node.to_owned(), signal);
         self.notify.notify_one();

@@ -157,8 +157,10 @@ async fn feed(hub: &Hub, me: u64, sender: mpsc::Sender<RelayFrame>) {
     let mut transitions = hub.transitions();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut more = false;
     loop {
         tokio::select! {
+            () = std::future::ready(()), if more => {}
             _ = ticks.tick() => {}
             changed = transitions.changed() => {
                 if changed.is_err() {
@@ -172,9 +174,10 @@ async fn feed(hub: &Hub, me: u64, sender: mpsc::Sender<RelayFrame>) {
             Ok(place) => {
                 let outgoing = hub.outgoing(me, &mut cursor);
                 cursor.sent(outgoing.told());
+                more = outgoing.is_cut;
                 place.send(outgoing.frame);
             }
-            Err(mpsc::error::TrySendError::Full(())) => {}
+            Err(mpsc::error::TrySendError::Full(())) => more = false,
             Err(mpsc::error::TrySendError::Closed(())) => return,
         }
     }

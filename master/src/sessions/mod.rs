@@ -25,6 +25,7 @@ use timonier_proto::v1::agent_server::{Agent, AgentServer};
 use timonier_proto::v1::master_message::Message as Down;
 use timonier_proto::v1::{AgentMessage, MasterMessage, StreamFrame};
 use timonier_proto::{MESSAGE_BYTES_MAX, v1};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -85,7 +86,20 @@ struct Inner {
     streams: Streams,
     follower: follower::Handle,
     promises: node::Promises,
+    /// Whether this master hears a leader.
+    leader_heard: watch::Receiver<bool>,
     shutdown: CancellationToken,
+}
+
+impl Inner {
+    /// Without a leader no agent can be registered: one that waited for it here might have found it
+    /// through another master.
+    fn leader_heard(&self) -> Result<(), Status> {
+        match *self.leader_heard.borrow() {
+            true => Ok(()),
+            false => Err(Status::unavailable("this master hears no leader")),
+        }
+    }
 }
 
 impl Sessions {
@@ -103,6 +117,8 @@ impl Sessions {
         let follower = follower::start(store.clone(), hub.clone(), shutdown.clone());
         let silence_max = settings.silence_max;
         tokio::spawn(sweep(registry.clone(), silence_max, shutdown.clone()));
+        let (heard, leader_heard) = watch::channel(true);
+        tokio::spawn(tell_of_leader(store.clone(), registry.clone(), heard, shutdown.clone()));
         tokio::spawn(tell_of_masters(registry.clone(), masters.clone(), shutdown.clone()));
         Self {
             inner: Arc::new(Inner {
@@ -114,6 +130,7 @@ impl Sessions {
                 streams,
                 follower,
                 promises: node::Promises::default(),
+                leader_heard,
                 shutdown,
             }),
         }
@@ -184,6 +201,24 @@ async fn sweep(registry: Arc<Registry>, silence_max: Duration, shutdown: Cancell
                 silence_ms = silence_max.as_millis() as u64,
                 "the agent is silent, its session is closed"
             );
+        }
+    }
+}
+
+/// Tells the agents when this master hears no leader any more, and when it does again.
+async fn tell_of_leader(
+    store: Store,
+    registry: Arc<Registry>,
+    leader_heard: watch::Sender<bool>,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while or_shutdown(ticks.tick(), &shutdown).await.is_some() {
+        let Some(heard) = or_shutdown(store.hears_a_leader(), &shutdown).await else { return };
+        if leader_heard.send_if_modified(|was| std::mem::replace(was, heard) != heard) {
+            let told = Down::LeaderHeard(v1::LeaderHeard { heard });
+            registry.send_to_all(&MasterMessage { message: Some(told) });
         }
     }
 }

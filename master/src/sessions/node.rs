@@ -11,10 +11,12 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSy
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_master_core::ipam;
+use timonier_master_core::object::key_of;
 use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
 use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::unique::{self, FENCE_AFTER_ANNOTATION};
 use timonier_proto::v1::{Hello, NodeCapacity};
-use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason};
+use timonier_proto::{ApiError, Kinded, Reason};
 
 use super::Inner;
 use crate::stamp::stamp;
@@ -83,13 +85,14 @@ impl Drop for Promise<'_> {
 /// Creates or renews the Node object; its pod range.
 pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
     let name = &hello.node_name;
+    // What it goes by until it is welcomed, and from then on.
+    let fence_after_ms = inner.settings.fence_after_ms.max(hello.lease_held_ms);
     for attempt in 0..TRIES_MAX {
         let (snapshot, promise) = inner.promises.make(inner, hello, attempt > 0)?;
         let range = promise.range.clone();
-        let Some(txn) = transaction(snapshot.get::<Node>("", name).map(|n| &**n), hello, &range)
-        else {
-            return Ok(range);
-        };
+        let stored = snapshot.get::<Node>("", name).map(|n| &**n);
+        let wanted = node_object(stored, hello, &range, fence_after_ms);
+        let Some(txn) = transaction(stored, wanted, &range) else { return Ok(range) };
         match inner.store.commit(txn).await {
             Ok(_) => return Ok(range),
             Err(CommitError::Rejected(rejection)) => {
@@ -105,9 +108,8 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
 }
 
 /// `None` when the stored node says all this already.
-fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn> {
-    let key = ObjectKey::cluster(Kind::Node, hello.node_name.as_str());
-    let wanted = node_object(stored, hello, range);
+fn transaction(stored: Option<&Node>, wanted: Node, range: &str) -> Option<Txn> {
+    let key = key_of(&wanted);
     let Some(stored) = stored else {
         let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
         return Some(Txn {
@@ -128,7 +130,10 @@ fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn>
     let mut wanted = wanted;
     wanted.metadata.resource_version = None;
     let mut ops = Vec::new();
-    if stored.spec != wanted.spec || stored.metadata.labels != wanted.metadata.labels {
+    if stored.spec != wanted.spec
+        || stored.metadata.labels != wanted.metadata.labels
+        || stored.metadata.annotations != wanted.metadata.annotations
+    {
         ops.push(Op::Replace(wanted.clone().into_object()));
     }
     if stored.status != wanted.status {
@@ -137,11 +142,15 @@ fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn>
     Some(Txn { preconditions: vec![precondition], ..Txn::of(ops) })
 }
 
-fn node_object(stored: Option<&Node>, hello: &Hello, range: &str) -> Node {
+fn node_object(stored: Option<&Node>, hello: &Hello, range: &str, fence_after_ms: u32) -> Node {
     let mut node = stored.cloned().unwrap_or_else(|| Node {
         metadata: ObjectMeta { name: Some(hello.node_name.clone()), ..Default::default() },
         ..Default::default()
     });
+    if unique::fence_after_ms(&node.metadata) != fence_after_ms {
+        let annotations = node.metadata.annotations.get_or_insert_default();
+        annotations.insert(FENCE_AFTER_ANNOTATION.to_owned(), fence_after_ms.to_string());
+    }
     let labels = node.metadata.labels.get_or_insert_default();
     labels.extend(hello.labels.iter().take(LABELS_MAX).map(|(k, v)| (k.clone(), v.clone())));
     for (key, value) in [
@@ -211,6 +220,8 @@ fn architecture(machine: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use timonier_proto::unique::FENCE_AFTER_MS_DEFAULT;
+
     use super::*;
 
     fn hello() -> Hello {
@@ -230,22 +241,40 @@ mod tests {
         }
     }
 
+    const RANGE: &str = "10.244.1.0/24";
+
+    fn again(stored: &Node, hello: &Hello) -> Option<Txn> {
+        let wanted = node_object(Some(stored), hello, RANGE, FENCE_AFTER_MS_DEFAULT);
+        transaction(Some(stored), wanted, RANGE)
+    }
+
     #[test]
     fn a_renewal_keeps_what_is_others_and_writes_nothing_when_nothing_changed() {
-        let mut node = node_object(None, &hello(), "10.244.1.0/24");
+        let mut node = node_object(None, &hello(), RANGE, FENCE_AFTER_MS_DEFAULT);
+        assert_eq!(node.metadata.annotations, None);
         let status = node.status.clone().unwrap();
         assert_eq!(status.allocatable.unwrap()["cpu"].0, "1900m");
         assert_eq!(status.capacity.unwrap()["memory"].0, "4194304Ki");
         node.spec.as_mut().unwrap().unschedulable = Some(true);
         node.metadata.labels.as_mut().unwrap().insert("disk".into(), "fast".into());
         node.metadata.resource_version = Some("7".into());
-        assert_eq!(transaction(Some(&node), &hello(), "10.244.1.0/24"), None);
+        assert_eq!(again(&node, &hello()), None);
         let moved = Hello { address: "10.0.0.9".into(), ..hello() };
-        let txn = transaction(Some(&node), &moved, "10.244.1.0/24").unwrap();
+        let txn = again(&node, &moved).unwrap();
         assert_eq!(txn.ops.len(), 1, "{txn:?}");
         let Op::ReplaceStatus(object) = &txn.ops[0] else { panic!("{txn:?}") };
         let wanted = object.get::<Node>().unwrap();
         assert_eq!(wanted.spec.as_ref().unwrap().unschedulable, Some(true));
         assert_eq!(wanted.metadata.labels.as_ref().unwrap()["disk"], "fast");
+    }
+
+    #[test]
+    fn how_long_a_lease_lasts_there_is_written_down_and_follows() {
+        let node = node_object(None, &hello(), RANGE, 60_000);
+        assert_eq!(unique::fence_after_ms(&node.metadata), 60_000);
+        let txn = again(&node, &hello()).unwrap();
+        let Op::Replace(object) = &txn.ops[0] else { panic!("{txn:?}") };
+        let meta = &object.get::<Node>().unwrap().metadata;
+        assert_eq!(unique::fence_after_ms(meta), FENCE_AFTER_MS_DEFAULT);
     }
 }

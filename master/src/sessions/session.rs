@@ -25,9 +25,11 @@ use crate::telemetry::Introduction;
 
 /// How long a new connection may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+const AGENT_ID_BYTES_MAX: usize = 253;
 /// Batches of statuses and events of one agent that wait to be stored.
 const REPORTS_MAX: usize = 32;
-/// The whole cluster's heartbeats are kept below this rate, by longer periods.
+/// The whole cluster's heartbeats are kept below this rate, by longer periods as far as the grace
+/// allows.
 const BEATS_PER_MS_MAX: u32 = 2;
 
 type Down2Agent = ReceiverStream<Result<MasterMessage, Status>>;
@@ -40,6 +42,7 @@ pub async fn open(
 ) -> Result<Down2Agent, Status> {
     let hello = hello(&mut incoming).await?;
     speaks_for_itself(caller, &hello)?;
+    inner.leader_heard()?;
     let (outgoing, stream) = mpsc::channel(OUTGOING_MESSAGES_MAX);
     let cancel = inner.shutdown.child_token();
     let claim = inner.registry.claim(
@@ -94,9 +97,16 @@ async fn hello(incoming: &mut Streaming<AgentMessage>) -> Result<Hello, Status> 
     let Some(Up::Hello(hello)) = first.and_then(|message| message.message) else {
         return Err(Status::invalid_argument("the first message of a session must be a Hello"));
     };
-    if let Err(why) = names::dns_subdomain(&hello.node_name) {
+    let refused = |why: &str| {
         let text = format!("cannot register node {:?}: {why}", hello.node_name);
-        return Err(ApiError::new(Reason::Invalid, text).into());
+        Err(ApiError::new(Reason::Invalid, text).into())
+    };
+    if let Err(why) = names::dns_subdomain(&hello.node_name) {
+        return refused(&why);
+    }
+    // Every master keeps it.
+    if hello.agent_id.len() > AGENT_ID_BYTES_MAX {
+        return refused(&format!("its agent_id is longer than {AGENT_ID_BYTES_MAX} bytes"));
     }
     Ok(hello)
 }
@@ -116,7 +126,9 @@ fn speaks_for_itself(caller: &Caller, hello: &Hello) -> Result<(), Status> {
 fn welcome(inner: &Inner, claim: &Claim, pod_range: String) -> Welcome {
     let settings = &inner.settings;
     let connected = u32::try_from(inner.hub.connected()).unwrap_or(u32::MAX);
-    let period = settings.heartbeat_ms.max(connected / BEATS_PER_MS_MAX);
+    // A node is lost when three beats are missing, however many nodes there are.
+    let period_max = u32::try_from(settings.silence_max.as_millis()).unwrap_or(u32::MAX) / 3;
+    let period = settings.heartbeat_ms.max((connected / BEATS_PER_MS_MAX).min(period_max));
     Welcome {
         session: claim.session.clone(),
         // Never longer than the period, so that three missed ones are three periods at most.

@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use super::slot::{Heard, Holder, Slot, SlotState, Voice};
 use super::{Hub, MasterHeard};
 
-/// Nodes of one frame: with 250 pods each, they fit a message.
+/// Nodes of one frame: with as many pods as a beat may tell of, they fit a message.
 const NODES_PER_FRAME_MAX: usize = 256;
 /// Latency beats of one frame; older ones are worth nothing.
 const BEATS_PER_FRAME_MAX: usize = 4096;
@@ -31,6 +31,8 @@ pub(crate) struct Cursor {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub frame: RelayFrame,
+    /// There is more than a frame takes.
+    pub is_cut: bool,
     told: u64,
 }
 
@@ -83,7 +85,7 @@ impl Hub {
             }
         }
         frame.beats = latest(&mut cursor.beats);
-        Outgoing { frame, told: if is_cut { last.min(until) } else { until } }
+        Outgoing { frame, is_cut, told: if is_cut { last.min(until) } else { until } }
     }
 
     /// Wakes who relays when a session begins or ends, or a node becomes able or unable to run pods.
@@ -180,4 +182,43 @@ fn latest(beats: &mut broadcast::Receiver<Arc<LatencyBeats>>) -> Option<LatencyB
     let surplus = all.beats.len().saturating_sub(BEATS_PER_FRAME_MAX);
     all.beats.drain(..surplus);
     (!all.beats.is_empty()).then_some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use timonier_proto::MESSAGE_BYTES_MAX;
+    use timonier_proto::v1::{Heartbeat, PodUsage};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::telemetry::Introduction;
+
+    #[test]
+    fn agents_that_tell_without_measure_do_not_break_the_relay_for_the_others() {
+        let hub = Hub::new();
+        let mut cursor = Cursor::new(&hub);
+        let pod = PodUsage { uid: vec![7; 16].into(), cpu_millis: 1, memory_bytes: 1 << 40 };
+        let beat = Heartbeat {
+            sequence: 1,
+            pods: vec![pod; 50_000],
+            not_ready_reason: "x".repeat(1 << 20),
+            ..Heartbeat::default()
+        };
+        let nodes: Vec<String> = (0..NODES_PER_FRAME_MAX + 44).map(|n| format!("n{n}")).collect();
+        let links = nodes.iter().map(|node| {
+            let who = Introduction { node, agent_id: "a", dial: 1 };
+            let link = hub.connect(who, CancellationToken::new());
+            link.beat(beat.clone());
+            link
+        });
+        let links: Vec<_> = links.collect();
+        let first = hub.outgoing(1, &mut cursor);
+        assert!(first.frame.encoded_len() < MESSAGE_BYTES_MAX);
+        assert!((first.frame.nodes.len(), first.is_cut) == (NODES_PER_FRAME_MAX, true));
+        cursor.sent(first.told());
+        let rest = hub.outgoing(1, &mut cursor);
+        assert!((rest.frame.nodes.len(), rest.is_cut) == (44, false));
+        drop(links);
+    }
 }

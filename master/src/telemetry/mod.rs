@@ -261,6 +261,7 @@ impl Hub {
                     host: state.host,
                     not_ready: state.not_ready.clone(),
                     master_away_since,
+                    greeted_at: state.greeted_at().map(|at| ago(now, at)),
                 };
                 Some((name.clone(), signal))
             })

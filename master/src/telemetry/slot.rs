@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest not-ready reason and message that are kept, in bytes.
 const REASON_BYTES_MAX: usize = 1024;
+/// Pods that one beat may tell of; a node's range has fewer addresses.
+const PODS_MAX: usize = 512;
 /// Two sessions of different agents that began within so long began at the same time, as far as
 /// two masters can tell.
 const SAME_TIME: Duration = Duration::from_millis(1000);
@@ -101,6 +103,7 @@ impl SlotState {
             self.host = host;
         }
         self.pods = beat.pods;
+        self.pods.truncate(PODS_MAX);
         let same = match &self.not_ready {
             None => beat.not_ready_reason.is_empty(),
             Some((reason, message)) => {
@@ -155,6 +158,12 @@ impl SlotState {
         }
         self.holder = Some(Holder::There { master: to, voice });
         true
+    }
+
+    /// When the session began in which no beat was said yet.
+    pub fn greeted_at(&self) -> Option<Instant> {
+        let (Holder::Here { voice, .. } | Holder::There { voice, .. }) = self.holder.as_ref()?;
+        (self.sequence == 0).then_some(voice.since)
     }
 
     /// Heard of lately.

@@ -25,6 +25,9 @@ use crate::world::World;
 
 /// When the faults begin.
 const MASTERS: usize = 3;
+/// How long a master is cut off from the others, where that is all that happens: long enough for the
+/// nodes of its agents to be lost.
+const ISLAND: Duration = Duration::from_secs(12);
 /// Hosts that masters may be on.
 const PLACES: usize = 4;
 /// Masters that join are all members within this time.
@@ -38,6 +41,15 @@ const CONVERGE_MAX: Duration = Duration::from_secs(30);
 const DISMISS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the masters are looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What happens in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Whatever chance brings.
+    Faults,
+    /// Each master in turn is cut off from the others, but from no agent.
+    Islands,
+}
 
 pub struct Outcome {
     pub trace: Vec<String>,
@@ -84,7 +96,7 @@ struct Cluster {
 ///
 /// With `agents`, the control loops run as well, and there is a deployment that somebody changes.
 /// `identity` is everybody's; nobody looks at it.
-pub fn run(seed: u64, agents: usize, identity: Identity) -> Outcome {
+pub fn run(seed: u64, agents: usize, identity: Identity, plan: Plan) -> Outcome {
     let folder = tempfile::tempdir_in(memory()).expect("a folder can be made");
     let masters = PLACES;
     let faults = Faults::new(seed);
@@ -117,7 +129,12 @@ pub fn run(seed: u64, agents: usize, identity: Identity) -> Outcome {
     let listener = Listener(cluster.refused.clone());
     let _listening = tracing::subscriber::set_default(listener);
     let clients = cluster.start();
-    let failure = cluster.gather().and_then(|()| cluster.live(&clients)).err();
+    let gathered = cluster.gather();
+    let failure = gathered.and_then(|()| match plan {
+        Plan::Faults => cluster.live(&clients),
+        Plan::Islands => cluster.islands(&clients),
+    });
+    let failure = failure.err();
     drop(std::panic::take_hook());
     let mut trace = std::mem::take(&mut cluster.faults.told);
     let record = clients.record();
@@ -370,6 +387,39 @@ impl Cluster {
                 self.start_host(host);
             }
         }
+        self.converge(clients)
+    }
+
+    fn islands(&mut self, clients: &Clients) -> Result<(), String> {
+        // And every master has caught up with the others.
+        let ready = |cluster: &Self| {
+            let stores: Vec<_> = cluster.doors.iter().filter_map(Door::store).collect();
+            let applied: Vec<u64> = stores.iter().map(|s| s.status().applied_index).collect();
+            let is_ready = |store| rollouts::nodes(store).0 == cluster.agents;
+            (stores.iter().all(is_ready) && applied.iter().all(|a| *a == applied[0])).then_some(())
+        };
+        self.until(ready)?;
+        for island in 0..MASTERS {
+            self.faults.tell(self.world.now(), format!("{island} is cut off from the masters"));
+            for other in (0..MASTERS).filter(|other| *other != island) {
+                self.network.cut(island, other);
+                self.network.cut(other, island);
+            }
+            let heal_at = self.world.now() + ISLAND;
+            while self.world.now() < heal_at {
+                self.tick()?;
+                for store in self.doors.iter().filter_map(Door::store) {
+                    let (_, lost) = rollouts::nodes(&store);
+                    if !lost.is_empty() {
+                        return Err(format!("{lost:?} are not Ready, yet reach two masters"));
+                    }
+                }
+            }
+            self.network.heal();
+            self.until(ready)?;
+        }
+        self.operator.end();
+        self.faults.end(self.world.now(), &self.hosts(), &self.network);
         self.converge(clients)
     }
 

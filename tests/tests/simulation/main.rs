@@ -28,6 +28,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use timonier_identity::Subject;
 
+use crate::cluster::Plan;
+
 /// Seeds of an ordinary run of the tests.
 const SEEDS_DEFAULT: u64 = 12;
 /// Hosts with an agent. With 0 there are no control loops either.
@@ -35,6 +37,7 @@ const AGENTS_DEFAULT: usize = 3;
 const SEED: &str = "SEED";
 const AGENTS: &str = "AGENTS";
 const TRACE: &str = "TRACE";
+const ISLANDS: &str = "ISLANDS";
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().filter(|text| !text.is_empty())?.parse().ok()
@@ -51,10 +54,15 @@ fn with_agents() -> String {
 
 /// Runs one seed in a process of its own.
 fn run(seed: u64) -> Output {
+    run_with(seed, &[])
+}
+
+fn run_with(seed: u64, plan: &[(&str, &str)]) -> Output {
     let program = std::env::current_exe().expect("this program has a path");
     Command::new(program)
         .args(["one_seed", "--exact", "--ignored", "--nocapture"])
         .env(SEED, seed.to_string())
+        .envs(plan.iter().copied())
         .output()
         .expect("this program can be started again")
 }
@@ -122,13 +130,22 @@ fn a_seed_replays_exactly() {
 }
 
 #[test]
+fn a_master_that_is_cut_off_from_the_others_costs_no_node() {
+    for seed in 1..=2 {
+        let output = run_with(seed, &[(ISLANDS, "1")]);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}
+
+#[test]
 #[ignore = "run by the others, in a process of its own"]
 fn one_seed() {
     let seed = number(SEED).expect("SEED says which");
     timonier_identity::install_provider();
     let (identity, _) = timonier_identity::throwaway(&Subject::node("any"));
     // A thread on which nobody has thrown dice yet: a map's order is one of the seed's chances.
-    let running = std::thread::spawn(move || cluster::run(seed, agents(), identity));
+    let plan = if number(ISLANDS).is_some() { Plan::Islands } else { Plan::Faults };
+    let running = std::thread::spawn(move || cluster::run(seed, agents(), identity, plan));
     let outcome = running.join().expect("the world goes on");
     if number(TRACE).is_some() || outcome.failure.is_some() {
         for line in &outcome.trace {

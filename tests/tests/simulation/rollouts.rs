@@ -1,6 +1,7 @@
 //! Deployments that somebody changes all the time, and what must hold of their pods.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -206,17 +207,25 @@ pub fn unsettled(store: &Store, engines: &[Engine]) -> Option<String> {
     if let Some(why) = [WEB, DB].iter().find_map(|name| unsettled_one(&snapshot, name)) {
         return Some(why);
     }
-    let lost: Vec<&str> = snapshot
-        .list::<Node>(None)
-        .filter(|node| node_ready_status(node) != "True")
-        .filter_map(|node| node.metadata.name.as_deref())
-        .collect();
+    let (_, lost) = nodes(store);
     if !lost.is_empty() {
         return Some(format!("{lost:?} are not ready"));
     }
     let all = pods(&snapshot).filter(|pod| !is_finished(pod)).count();
     let runs: usize = engines.iter().map(|engine| engine.running().len()).sum();
     (runs != all).then(|| format!("{runs} pods run, {all} are wanted"))
+}
+
+/// How many nodes are Ready, and how the others are.
+pub fn nodes(store: &Store) -> (usize, Vec<String>) {
+    let snapshot = store.snapshot();
+    let (ready, others): (Vec<&Arc<Node>>, Vec<_>) =
+        snapshot.list::<Node>(None).partition(|node| node_ready_status(node) == "True");
+    let text = |node: &Arc<Node>| {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        format!("{name} ({})", node_ready_status(node))
+    };
+    (ready.len(), others.into_iter().map(text).collect())
 }
 
 fn unsettled_one(snapshot: &Snapshot, name: &str) -> Option<String> {

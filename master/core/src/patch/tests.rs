@@ -282,6 +282,37 @@ fn manifests() -> impl Strategy<Value = Value> {
         })
 }
 
+/// Each doubles what the one before left.
+#[test]
+fn a_json_patch_cannot_blow_an_object_up() {
+    let map = decode(&json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "default"},
+        "data": {"a": "x".repeat(1000)},
+    }))
+    .unwrap();
+    let wide: Vec<_> = (0..40)
+        .map(|n| json!({"op": "copy", "from": "/data", "path": format!("/data/b{n}")}))
+        .collect();
+    let deep: Vec<_> = (0..14)
+        .map(|n| format!("/data{}", "/b".repeat(1 << n)))
+        .map(|path| json!({"op": "copy", "from": "/data", "path": path}))
+        .collect();
+    let move_: Vec<_> = (0..200)
+        .flat_map(|_| {
+            [
+                json!({"op": "add", "path": "/new", "value": {}}),
+                json!({"op": "move", "from": "/data", "path": "/new/a"}),
+                json!({"op": "move", "from": "/new", "path": "/data"}),
+            ]
+        })
+        .collect();
+    for (operations, why) in [(wide, "bytes are copied"), (deep, "levels"), (move_, "levels")] {
+        let patch_ = serde_json::to_vec(&operations).unwrap();
+        let refused = patch(&map, PatchType::Json, &patch_).unwrap_err();
+        assert!(refused.message.contains(why), "{refused}");
+    }
+}
+
 proptest! {
     #[test]
     fn applying_again_changes_nothing(a in manifests(), b in manifests()) {

@@ -175,6 +175,7 @@ fn load(cluster: &mut Cluster, node: &str, cpu_percent: f32, memory_percent: f32
         host: HostUsage { cpu_percent, memory_percent, ..HostUsage::default() },
         not_ready: None,
         master_away_since: None,
+        greeted_at: None,
     };
     cluster.telemetry.nodes.insert(node.to_owned(), signal);
 }

@@ -65,7 +65,13 @@ pub(super) fn evict(
     }
     if is_lost {
         match pace(world, node, since) {
-            Pace::Now => {}
+            // How long pods wait counts from the node's turn.
+            Pace::Turn(turn) => due.retain(|pod| {
+                let at = leaves_at(world, pod, &taint, since.max(turn), is_lost);
+                let is_due = at.is_some_and(|at| at <= world.now);
+                at.filter(|_| !is_due).into_iter().for_each(|at| later(plan, at));
+                is_due
+            }),
             Pace::At(at, message) => {
                 plan.ops.extend(said(world, node, recorder, "EvictionSlowed", message));
                 return later(plan, at);
@@ -155,7 +161,8 @@ fn leaves_at(
 
 /// Whether the pods of a lost node are replaced now.
 enum Pace {
-    Now,
+    /// It was its turn at that time.
+    Turn(Timestamp),
     /// The text says why not before that time.
     At(Timestamp, String),
     /// Not while as many nodes are lost as the text says.
@@ -181,25 +188,42 @@ fn pace(world: &World, node: &Node, since: Timestamp) -> Pace {
     }
     let away = lost.len() + silent;
     let half = away * 2 >= total && total >= DISRUPTION_NODES_MIN;
-    if half && (total <= LARGE_CLUSTER_NODES || away == total) {
+    // With nobody left there is nobody to take their place, in clusters of any size.
+    if away == total || half && total <= LARGE_CLUSTER_NODES {
         return Pace::Paused(format!(
             "{away} of {total} nodes are unreachable at once, which looks like a fault of the \
              network: their pods are not replaced until more nodes answer"
         ));
     }
-    lost.sort_unstable();
-    let own = name_of(&node.metadata);
-    let rank = lost.iter().position(|(_, name)| *name == own).unwrap_or_default();
-    let rank = i64::try_from(rank).unwrap_or(i64::MAX);
     let interval_ms = if half { NODE_INTERVAL_SLOW_MS } else { NODE_INTERVAL_MS };
-    // One that lies ahead is of another master's clock.
-    let first = lost.iter().find_map(|(since, _)| since.filter(|at| *at <= world.now));
-    let first = first.unwrap_or(since);
-    let at = after_millis(first, rank.saturating_mul(interval_ms));
+    let at = turn(lost, name_of(&node.metadata), since, world.now, interval_ms);
     if at <= world.now {
-        return Pace::Now;
+        return Pace::Turn(at);
     }
     Pace::At(at, format!("{away} of {total} nodes are unreachable: their pods are replaced slowly"))
+}
+
+/// When it is this lost node's turn, if there are so many milliseconds between one turn and the next
+/// and nobody's comes before its loss. `since` is when this one was lost, to the millisecond.
+fn turn(
+    mut lost: Vec<(Option<Timestamp>, &str)>,
+    own: &str,
+    since: Timestamp,
+    now: Timestamp,
+    interval_ms: i64,
+) -> Timestamp {
+    lost.sort_unstable();
+    let mut next = Timestamp::MIN;
+    for (at, name) in lost {
+        // One that lies ahead is of another master's clock.
+        let at = at.filter(|at| *at <= now).unwrap_or(since);
+        let turn = next.max(at);
+        if name == own {
+            return turn;
+        }
+        next = after_millis(turn, interval_ms);
+    }
+    since
 }
 
 /// Two beats of a node are missing; the third makes it lost.

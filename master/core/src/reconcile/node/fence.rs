@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use timonier_proto::unique::FENCE_MARGIN_MS;
+use timonier_proto::unique::{FENCE_MARGIN_MS, fence_after_ms};
 
 use super::ready_condition;
 use crate::object::{
@@ -32,12 +32,21 @@ pub fn hold(world: &World, pod: &Pod) -> Option<Plan> {
 /// certain: it was not asked to end, or its node has an agent that answers.
 pub fn gone_at(world: &World, pod: &Pod) -> Option<Timestamp> {
     let asked = asked_to_end_at(pod)?;
-    let last_lease = match node_of(pod).and_then(|name| world.snapshot.get::<Node>("", name)) {
+    let node = node_of(pod).and_then(|name| world.snapshot.get::<Node>("", name));
+    let node = node.map(|node| &**node);
+    let last_lease = match node {
         // It may have come back and been lost again since.
         Some(node) => by_this_clock(world, asked).max(by_this_clock(world, lost_at(node)?)),
         None => asked.max(world.telemetry.since),
     };
-    Some(after_millis(last_lease, world.settings.fence_after_ms.saturating_add(FENCE_MARGIN_MS)))
+    Some(after_millis(last_lease, fence_ms(world, node).saturating_add(FENCE_MARGIN_MS)))
+}
+
+/// After how long without a lease the node's agent stops its unique pods, at the latest: the master
+/// that had its session may have been started with another time than this one.
+fn fence_ms(world: &World, node: Option<&Node>) -> i64 {
+    let noted = node.map_or(0, |node| fence_after_ms(&node.metadata));
+    world.settings.fence_after_ms.max(noted.into())
 }
 
 /// When, at the latest, what another master may have dated so happened: this leadership dated it

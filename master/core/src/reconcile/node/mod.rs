@@ -117,9 +117,15 @@ fn judge(world: &World, node: &Node) -> Verdict {
     let listening = after_millis(world.telemetry.since, 2 * grace_ms);
     let created = node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |t| t.0);
     let last = signal.map_or(created, |s| s.last_beat);
-    // Silence may be its master's: then the agent gets the time to dial another.
-    let excused = signal.and_then(|s| s.master_away_since).map(|at| after_millis(at, 2 * grace_ms));
-    let silent_since = after_millis(last, grace_ms).max(excused.unwrap_or(Timestamp::MIN));
+    // Silence may be its master's: then the agent gets the time to dial another, and to be taken in
+    // there. Not for ever, if it never comes to its first beat.
+    let excuses = signal.filter(|_| stored.is_none_or(|c| c.status != "Unknown")).map(|s| {
+        let away = s.master_away_since.map(|at| after_millis(at, 2 * grace_ms));
+        let greeted = s.greeted_at.map(|at| after_millis(at, grace_ms));
+        away.max(greeted.map(|at| at.min(after_millis(last, 3 * grace_ms))))
+    });
+    let silent_since =
+        after_millis(last, grace_ms).max(excuses.flatten().unwrap_or(Timestamp::MIN));
     if silent_since < world.now {
         if !found && listening > world.now {
             return keep(listening);

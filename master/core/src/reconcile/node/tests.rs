@@ -161,6 +161,27 @@ fn a_node_that_has_found_the_new_leader_has_no_more_time_than_ever() {
 }
 
 #[test]
+fn a_node_that_greets_another_master_has_the_time_to_be_taken_in() {
+    let mut cluster = running(4, 3, 3);
+    let greet = |cluster: &mut Cluster| {
+        cluster.telemetry.nodes.get_mut("n1").unwrap().greeted_at = Some(cluster.now);
+        cluster.signalled();
+        cluster.settle();
+    };
+    disconnect(&mut cluster, "n1");
+    // Greets again and again, and never says a beat.
+    for after_ms in [2_900, 2_900, 2_900] {
+        pass(&mut cluster, after_ms);
+        assert!(ready(&cluster, "n1").starts_with("True"));
+        greet(&mut cluster);
+    }
+    pass(&mut cluster, 400);
+    assert!(ready(&cluster, "n1").starts_with("Unknown"), "not for ever");
+    greet(&mut cluster);
+    assert!(ready(&cluster, "n1").starts_with("Unknown"), "a beat makes it ready, nothing less");
+}
+
+#[test]
 fn a_fault_of_the_network_evicts_nobody() {
     let mut cluster = running(5, 3, 6);
     disconnect(&mut cluster, "n1");
@@ -180,6 +201,71 @@ fn a_fault_of_the_network_evicts_nobody() {
     cluster.live(2);
     assert_eq!(cluster.spread().get("n2"), None);
     assert_eq!(cluster.active(), 6);
+}
+
+#[test]
+fn with_nobody_left_nobody_is_replaced_in_a_cluster_of_any_size() {
+    for nodes in [1, 2] {
+        let mut cluster = running(8, nodes, 2);
+        for node in 1..=nodes {
+            disconnect(&mut cluster, &format!("n{node}"));
+        }
+        for _ in 0..20 {
+            pass(&mut cluster, 1_000);
+        }
+        assert_eq!(cluster.active(), 2, "they may run on, and would be killed");
+        assert_eq!(cluster.spread().len(), nodes, "none was removed");
+        assert!(cluster.events.iter().any(|e| e.starts_with("EvictionPaused")));
+    }
+}
+
+/// Nodes whose pods were removed so far.
+fn emptied(cluster: &Cluster, lost: &[String]) -> usize {
+    let spread = cluster.spread();
+    lost.iter().filter(|node| !spread.contains_key(*node)).count()
+}
+
+#[test]
+fn the_loss_of_half_a_large_cluster_is_slow_also_beside_one_lost_long_ago() {
+    let mut cluster = running(9, 60, 60);
+    disconnect(&mut cluster, "n60");
+    for _ in 0..700 {
+        pass(&mut cluster, 1_000);
+    }
+    assert_eq!(emptied(&cluster, &["n60".to_owned()]), 1);
+    cluster.events.clear();
+    let lost: Vec<_> = (1..=30).map(|n| format!("n{n}")).collect();
+    for node in &lost {
+        disconnect(&mut cluster, node);
+    }
+    for _ in 0..50 {
+        pass(&mut cluster, 1_000);
+    }
+    assert_eq!(emptied(&cluster, &lost), 1);
+    assert!(cluster.events.iter().any(|e| e.starts_with("EvictionSlowed")));
+    for _ in 0..100 {
+        pass(&mut cluster, 1_000);
+    }
+    assert_eq!(emptied(&cluster, &lost), 2);
+}
+
+#[test]
+fn pods_that_wait_long_are_no_exception_from_the_pace() {
+    let mut cluster = running(10, 10, 10);
+    let lost: Vec<_> = (1..=4).map(|n| format!("n{n}")).collect();
+    cluster.settings.eviction_after_ms = 2_000;
+    for node in &lost {
+        disconnect(&mut cluster, node);
+    }
+    let mut most = 0;
+    let mut before = 0;
+    for _ in 0..80 {
+        pass(&mut cluster, 100);
+        let now = emptied(&cluster, &lost);
+        most = most.max(now - before);
+        before = now;
+    }
+    assert_eq!((before, most), (4, 1), "one after the other");
 }
 
 #[test]

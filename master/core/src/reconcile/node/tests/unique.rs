@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
-use timonier_proto::unique::FENCE_GRACE_MS;
+use timonier_proto::unique::{FENCE_AFTER_ANNOTATION, FENCE_GRACE_MS};
 
 use super::{disconnect, pass};
 use crate::harness::{Cluster, object};
@@ -60,6 +60,26 @@ fn it_is_replaced_only_when_its_agent_must_have_stopped_it() {
     assert!((18_000..21_500).contains(&waited_ms), "{waited_ms}");
     cluster.settle_wholly();
     assert_eq!(cluster.pods().len(), 1);
+}
+
+/// The master that had the session of its node was started with a longer `--fence-after`.
+#[test]
+fn it_is_replaced_no_earlier_than_its_agent_goes_by() {
+    let mut cluster = unique(1, 4);
+    let node = node_of_the_pod(&cluster);
+    cluster.edit::<Node>(&node, |n| {
+        let annotations = n.metadata.annotations.get_or_insert_default();
+        annotations.insert(FENCE_AFTER_ANNOTATION.to_owned(), "60000".to_owned());
+    });
+    disconnect(&mut cluster, &node);
+    for _ in 0..650 {
+        pass(&mut cluster, 100);
+        assert_eq!(node_of_the_pod(&cluster), node);
+    }
+    for _ in 0..60 {
+        pass(&mut cluster, 100);
+    }
+    assert_ne!(node_of_the_pod(&cluster), node);
 }
 
 #[test]
