@@ -4,6 +4,7 @@
 //! decision is made here; an agent's statuses and events are written as they come, and its
 //! telemetry goes to the hub.
 
+mod beats;
 mod compile;
 mod events;
 mod follower;

@@ -14,7 +14,7 @@ use timonier_master_core::ipam;
 use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::{Hello, NodeCapacity};
-use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason};
+use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason, names};
 
 use super::Inner;
 use crate::stamp::stamp;
@@ -24,6 +24,15 @@ use crate::store::CommitError;
 const TRIES_MAX: usize = 10;
 /// Most labels an agent may give its node.
 const LABELS_MAX: usize = 64;
+/// On a node: the labels that its agent has given it, as JSON.
+const AGENT_LABELS_ANNOTATION: &str = "timonier.io/agent-labels";
+/// The master writes these itself.
+const MASTERS_LABELS: [&str; 3] = [LABEL_HOSTNAME, LABEL_OS, LABEL_ARCH];
+const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+const LABEL_OS: &str = "kubernetes.io/os";
+const LABEL_ARCH: &str = "kubernetes.io/arch";
+/// An agent gives no label of these domains or below them.
+const RESERVED_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "timonier.io"];
 
 /// Pod ranges promised to nodes whose objects are not stored yet, so that many can register at the
 /// same time and no two get the same.
@@ -86,8 +95,8 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
     for attempt in 0..TRIES_MAX {
         let (snapshot, promise) = inner.promises.make(inner, hello, attempt > 0)?;
         let range = promise.range.clone();
-        let Some(txn) = transaction(snapshot.get::<Node>("", name).map(|n| &**n), hello, &range)
-        else {
+        let stored = snapshot.get::<Node>("", name).map(|node| &**node);
+        let Some(txn) = transaction(stored, hello, &range) else {
             return Ok(range);
         };
         match inner.store.commit(txn).await {
@@ -107,7 +116,7 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
 /// `None` when the stored node says all this already.
 fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn> {
     let key = ObjectKey::cluster(Kind::Node, hello.node_name.as_str());
-    let wanted = node_object(stored, hello, range);
+    let mut wanted = node_object(stored, hello, range);
     let Some(stored) = stored else {
         let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
         return Some(Txn {
@@ -125,10 +134,11 @@ fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn>
         stored.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0);
     let precondition = Precondition::Revision(key, revision);
     // Without its resourceVersion, which the first operation changes under the second.
-    let mut wanted = wanted;
     wanted.metadata.resource_version = None;
     let mut ops = Vec::new();
-    if stored.spec != wanted.spec || stored.metadata.labels != wanted.metadata.labels {
+    let (old, new) = (&stored.metadata, &wanted.metadata);
+    if stored.spec != wanted.spec || old.labels != new.labels || old.annotations != new.annotations
+    {
         ops.push(Op::Replace(wanted.clone().into_object()));
     }
     if stored.status != wanted.status {
@@ -142,12 +152,12 @@ fn node_object(stored: Option<&Node>, hello: &Hello, range: &str) -> Node {
         metadata: ObjectMeta { name: Some(hello.node_name.clone()), ..Default::default() },
         ..Default::default()
     });
+    label(&mut node.metadata, hello);
     let labels = node.metadata.labels.get_or_insert_default();
-    labels.extend(hello.labels.iter().take(LABELS_MAX).map(|(k, v)| (k.clone(), v.clone())));
     for (key, value) in [
-        ("kubernetes.io/hostname", hello.node_name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", architecture(&hello.architecture)),
+        (LABEL_HOSTNAME, hello.node_name.as_str()),
+        (LABEL_OS, "linux"),
+        (LABEL_ARCH, architecture(&hello.architecture)),
     ] {
         labels.insert(key.to_owned(), value.to_owned());
     }
@@ -174,6 +184,55 @@ fn node_object(stored: Option<&Node>, hello: &Hello, range: &str) -> Node {
         ..Default::default()
     });
     node
+}
+
+/// Puts the agent's labels on its node. What a user has set, or set otherwise than the agent did,
+/// stays: an annotation remembers what was the agent's.
+fn label(meta: &mut ObjectMeta, hello: &Hello) {
+    let annotations = meta.annotations.take().unwrap_or_default();
+    let before: BTreeMap<String, String> = annotations
+        .get(AGENT_LABELS_ANNOTATION)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    meta.annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
+    let labels = meta.labels.get_or_insert_default();
+    let mut own: BTreeMap<String, String> =
+        before.into_iter().filter(|(key, value)| labels.get(key) == Some(value)).collect();
+    // In an order of their own, so that the same ones are taken each time.
+    let given: BTreeMap<&String, &String> =
+        hello.labels.iter().filter(|(key, _)| !MASTERS_LABELS.contains(&key.as_str())).collect();
+    let (given, refused): (Vec<_>, Vec<_>) =
+        given.into_iter().partition(|(key, value)| may_give(key, value));
+    if !refused.is_empty() {
+        let labels: Vec<_> = refused.iter().take(LABELS_MAX).map(|(key, _)| key).collect();
+        let node = &hello.node_name;
+        tracing::warn!(node, ?labels, "an agent does not give its node these labels");
+    }
+    for (key, value) in given.into_iter().take(LABELS_MAX) {
+        let is_users = labels.contains_key(key) && !own.contains_key(key);
+        if !is_users || labels.get(key) == Some(value) {
+            labels.insert(key.clone(), value.clone());
+            own.insert(key.clone(), value.clone());
+        }
+    }
+    if !own.is_empty() {
+        let text = serde_json::to_string(&own).expect("texts are plain data");
+        meta.annotations.get_or_insert_default().insert(AGENT_LABELS_ANNOTATION.into(), text);
+    } else if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(AGENT_LABELS_ANNOTATION);
+    }
+}
+
+/// Whether an agent may give its node this label. Those of Kubernetes and of ours place pods of
+/// others' choice: a node does not make itself what it is not.
+fn may_give(key: &str, value: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let is_of = |reserved: &&str| {
+        domain.strip_suffix(*reserved).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    names::label_key(key).is_ok()
+        && names::label_value(value).is_ok()
+        && !RESERVED_DOMAINS.iter().any(|reserved| is_of(&reserved))
 }
 
 /// What is left of the capacity when this much is kept back.
@@ -247,5 +306,53 @@ mod tests {
         let wanted = object.get::<Node>().unwrap();
         assert_eq!(wanted.spec.as_ref().unwrap().unschedulable, Some(true));
         assert_eq!(wanted.metadata.labels.as_ref().unwrap()["disk"], "fast");
+    }
+
+    #[test]
+    fn an_agent_s_labels_are_its_own_and_not_a_user_s() {
+        let with = |labels: &[(&str, &str)]| Hello {
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..hello()
+        };
+        let again = |node: &Node, labels: &[(&str, &str)]| {
+            node_object(Some(node), &with(labels), "10.244.1.0/24")
+        };
+        let label = |node: &Node, key: &str| {
+            node.metadata.labels.as_ref().and_then(|labels| labels.get(key).cloned())
+        };
+        let first = with(&[("disk", "fast"), ("zone", "a")]);
+        let mut node = node_object(None, &first, "10.244.1.0/24");
+        assert_eq!(label(&node, "disk").as_deref(), Some("fast"));
+        // It may change what it gave.
+        node = again(&node, &[("disk", "slow"), ("zone", "a")]);
+        assert_eq!(label(&node, "disk").as_deref(), Some("slow"));
+        assert_eq!(again(&node, &[("disk", "slow"), ("zone", "a")]), node, "nothing is written");
+        // Users set one of their own and change one of the agent's: both stay.
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.insert("tier".into(), "web".into());
+        labels.insert("zone".into(), "b".into());
+        for _ in 0..2 {
+            node = again(&node, &[("tier", "gold"), ("zone", "a"), ("disk", "fast")]);
+            assert_eq!(label(&node, "tier").as_deref(), Some("web"));
+            assert_eq!(label(&node, "zone").as_deref(), Some("b"));
+            assert_eq!(label(&node, "disk").as_deref(), Some("fast"));
+        }
+        let claimed = [
+            ("node-role.kubernetes.io/control-plane", ""),
+            ("node-restriction.kubernetes.io/pci", "yes"),
+            ("kubernetes.io/hostname", "n9"),
+            ("k8s.io/x", "y"),
+            ("timonier.io/x", "y"),
+            ("a.timonier.io/x", "y"),
+            ("no label", "y"),
+            ("long", &"x".repeat(64)),
+        ];
+        let before = node.metadata.clone();
+        let node = again(&node, &claimed);
+        assert_eq!(node.metadata.labels, before.labels);
+        assert_eq!(label(&node, "kubernetes.io/hostname").as_deref(), Some("n1"));
+        // Another one's domain that merely ends alike.
+        let node = again(&node, &[("mykubernetes.io/x", "y")]);
+        assert_eq!(label(&node, "mykubernetes.io/x").as_deref(), Some("y"));
     }
 }

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::registry::{Claim, OUTGOING_MESSAGES_MAX, Registry};
 use super::statuses::{self, Report};
-use super::{Inner, follower, lease, node};
+use super::{Inner, beats, follower, lease, node};
 use crate::caller::Caller;
 use crate::telemetry::Introduction;
 
@@ -156,7 +156,7 @@ async fn read(inner: Arc<Inner>, guard: Guard, mut incoming: Streaming<AgentMess
                 continue;
             }
             Up::Beats(beats) => {
-                claim.link.latency(beats);
+                claim.link.latency(beats::own(&inner.store.snapshot(), &claim.node, beats));
                 continue;
             }
             Up::Hello(_) => break "the agent said Hello twice".to_owned(),

@@ -224,7 +224,8 @@ async fn assignments_are_complete_once_then_increments_in_a_chain() {
     let master = Master::start(DEADLINE).await;
     let old = master.pod("old", "n1").await;
     master.pod("elsewhere", "n2").await;
-    let mut agent = master.dial(hello("n1", "a1")).await.unwrap();
+    let hello = Hello { pod_range: "10.244.1.0/24".into(), ..hello("n1", "a1") };
+    let mut agent = master.dial(hello).await.unwrap();
     agent.welcome().await;
     let complete = agent.assignments().await;
     assert!(complete.complete);
@@ -372,6 +373,18 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
         assert_eq!(frame.nodes[0].pods[0].usage.as_ref(), Some(&usage));
     }
 
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "shop",
+        "uid": "r", "controller": true}]);
+    master
+        .create(
+            Kind::Pod,
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "web-1", "namespace": "default", "ownerReferences": owner},
+                "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
+            }),
+        )
+        .await;
     let request = BeatsRequest { namespace: "default".into(), name: "web".into() };
     let mut beats = master.hub.beats(master.store.clone(), request);
     master
@@ -381,7 +394,7 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
                 "apiVersion": "autoscaling.timonier.io/v1", "kind": "LatencyAutoscaler",
                 "metadata": {"name": "web", "namespace": "default"},
                 "spec": {
-                    "scaleTargetRef": {"kind": "Deployment", "name": "shop"},
+                    "scaleTargetRef": {"kind": "ReplicaSet", "name": "shop"},
                     "latencyMilliseconds": 5,
                 },
             }),
