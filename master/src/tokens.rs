@@ -23,8 +23,10 @@ use crate::store::Store;
 
 /// Where the signing keys are kept, with the cluster's other secrets. Removing the object revokes
 /// every token; the next leadership makes a new one.
-pub const KEYS_NAMESPACE: &str = "kube-system";
-pub const KEYS_NAME: &str = "service-account-signing-keys";
+pub use timonier_master_core::access::reserved::{
+    NAMESPACE as KEYS_NAMESPACE, SIGNING_KEYS_NAME as KEYS_NAME,
+};
+
 /// Entry that names the key to sign with; the others only check.
 const CURRENT: &str = "current";
 const PUBLIC_SUFFIX: &str = ".pub";

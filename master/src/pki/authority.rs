@@ -19,8 +19,8 @@ use crate::stamp::stamp;
 use crate::store::{CommitError, Store};
 
 /// Where the CA is kept in the store.
-pub const CA_NAMESPACE: &str = "kube-system";
-pub const CA_NAME: &str = "timonier-ca";
+pub use timonier_master_core::access::reserved::{CA_NAME, NAMESPACE as CA_NAMESPACE};
+
 const CA_TYPE: &str = "timonier.io/certificate-authority";
 /// How soon a change of the CA by another master is seen.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -13,7 +13,8 @@ use super::CA_NAMESPACE;
 use crate::store::Store;
 
 /// A token's Secret is named this and the token's id.
-pub const TOKEN_NAME_PREFIX: &str = "join-token-";
+pub use timonier_master_core::access::reserved::JOIN_TOKEN_PREFIX as TOKEN_NAME_PREFIX;
+
 /// The type of a token's Secret.
 pub const TOKEN_TYPE: &str = "timonier.io/join-token";
 const ROLE: &str = "role";
