@@ -14,7 +14,7 @@ use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Kinded;
 use tokio_util::sync::CancellationToken;
 
-use super::{Pki, PkiError};
+use super::{Pki, PkiError, revoked};
 use crate::stamp::stamp;
 use crate::store::{CommitError, Store};
 
@@ -40,7 +40,7 @@ impl Pki {
     /// there where it is missing, and writes what a person needs for the first steps.
     pub async fn settle(&self, store: &Store) -> Result<(), PkiError> {
         self.take_over(&store.snapshot())?;
-        self.refresh_admin(unix_now())?;
+        self.refresh_admin(&store.snapshot(), unix_now())?;
         self.refresh_tokens()?;
         // Where there are others, the CA is in the store already; and one that led when it was
         // killed takes itself for the leader until they reach it, so nothing may wait for it here.
@@ -96,7 +96,7 @@ impl Pki {
             self.renew_own()?;
             tracing::info!("this master's certificate is renewed");
         }
-        self.refresh_admin(now)?;
+        self.refresh_admin(&store.snapshot(), now)?;
         self.refresh_tokens()?;
         if !*store.leadership().borrow() {
             return Ok(());
@@ -121,6 +121,19 @@ impl Pki {
         let name = self.authority().certificate()?.name;
         tracing::info!(ca = name, "the cluster has a new CA; the old one stays trusted meanwhile");
         Ok(())
+    }
+
+    /// Ends all certificates of that name so far, and the sessions that were opened with them.
+    pub(super) async fn revoke(&self, store: &Store, name: &str) -> Result<(), PkiError> {
+        let authority = self.authority();
+        // Whatever was signed ends with the CA that signed it, however long lives were set to be.
+        let mut kept_until = authority.certificate()?.not_after;
+        for (_, until) in authority.previous()? {
+            kept_until = kept_until.max(until);
+        }
+        revoked::revoke(store, name, unix_now(), kept_until).await?;
+        // This master's administrator may be meant.
+        self.refresh_admin(&store.snapshot(), unix_now())
     }
 
     async fn replace(&self, store: &Store, authority: &Authority) -> Result<(), PkiError> {

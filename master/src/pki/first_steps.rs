@@ -6,9 +6,10 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use timonier_identity::{Credentials, JoinRole, JoinToken, Subject, read_text};
 use timonier_master_core::op::{Op, Txn};
+use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Kinded;
 
-use super::{Pki, PkiError, leaf_of, tokens, write};
+use super::{Pki, PkiError, is_revoked, leaf_of, tokens, write};
 use crate::stamp::stamp;
 use crate::store::Store;
 
@@ -55,15 +56,16 @@ impl Pki {
     }
 
     /// Writes the administrator's configuration where it is missing, its certificate is to be
-    /// renewed, or this master's address or the CA has changed.
-    pub(super) fn refresh_admin(&self, now: i64) -> Result<(), PkiError> {
+    /// renewed or was revoked, or this master's address or the CA has changed.
+    pub(super) fn refresh_admin(&self, snapshot: &Snapshot, now: i64) -> Result<(), PkiError> {
         let folder = &self.inner.config.data_dir;
         let kept = folder.join(super::FOLDER).join(ADMIN_CREDENTIALS);
         let authority = self.authority();
         let issuer = authority.certificate()?.name;
         let good = |credentials: &Credentials| {
-            leaf_of(&credentials.chain_pem)
-                .is_ok_and(|leaf| leaf.issuer == issuer && now < leaf.renew_at())
+            leaf_of(&credentials.chain_pem).is_ok_and(|leaf| {
+                leaf.issuer == issuer && now < leaf.renew_at() && !is_revoked(snapshot, &leaf)
+            })
         };
         let old = read_text(&kept)?.and_then(|text| {
             let (chain_pem, key_pem) = serde_json::from_str(&text).ok()?;

@@ -45,6 +45,7 @@ pub async fn open(
     let claim = inner.registry.claim(
         &inner.hub,
         Introduction { node: &hello.node_name, agent_id: &hello.agent_id, dial: hello.dial },
+        caller.certificate().cloned(),
         &hello.address,
         outgoing,
         cancel,
