@@ -392,6 +392,41 @@ async fn a_revoked_administrator_is_written_a_new_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn first_tokens_last_a_day_and_are_made_again_at_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let files = ["node-token", "master-token"];
+    let first = files.map(|file| token_of(dir.path(), file));
+    let (now, day) = (Timestamp::now(), Duration::from_secs(DAY_S));
+    let tomorrow = now.checked_add(day).unwrap();
+    for token in &first {
+        tokens::check(&master.store().snapshot(), token, now).unwrap();
+        let why = tokens::check(&master.store().snapshot(), token, tomorrow).unwrap_err();
+        let hint = format!("hint: timonctl token create --role {}", token.role);
+        let (told, hint) = (why.message(), hint.as_str());
+        assert!(told.contains("it expired at") && told.contains(hint), "{told}");
+    }
+    // The node's is made to have expired yesterday, the masters' is revoked.
+    let mut expired = tokens::to_secret(&first[0], now.checked_sub(day).ok());
+    expired.metadata.resource_version = None;
+    let key = |token: &JoinToken| {
+        ObjectKey::new(Kind::Secret, "kube-system", format!("join-token-{}", token.id))
+    };
+    let ops =
+        vec![Op::Replace(expired.into_object()), Op::Remove { key: key(&first[1]), uid: None }];
+    master.store().commit(Txn::of(ops)).await.unwrap();
+    master.shutdown().await.unwrap();
+
+    let master = start(dir.path()).await;
+    let second = files.map(|file| token_of(dir.path(), file));
+    assert_ne!(second[0], first[0]);
+    assert_eq!(second[1], first[1], "a token that was revoked stays so");
+    tokens::check(&master.store().snapshot(), &second[0], now).unwrap();
+    assert!(master.store().snapshot().object(&key(&first[0])).is_none(), "the old one is gone");
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_joins_renews_and_certifies_is_written_down() {
     let dir = tempfile::tempdir().unwrap();
     let master = start(dir.path()).await;
