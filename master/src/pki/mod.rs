@@ -7,6 +7,7 @@
 mod authority;
 mod first_steps;
 mod join;
+mod noted;
 mod revoked;
 mod safe;
 mod service;
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, watch};
 
 pub use authority::{CA_NAME, CA_NAMESPACE, Expiry};
 pub use join::obtain;
+pub use noted::note;
 pub use revoked::{is_revoked, revoke};
 pub use safe::Safe;
 pub use service::TrustDoor;

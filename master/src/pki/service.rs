@@ -22,7 +22,7 @@ use timonier_proto::{ApiError, Kind, Reason};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Pki, PkiError, is_revoked, revoked, tokens};
+use super::{Pki, PkiError, leaf_of, noted, revoked, tokens};
 use crate::caller::Caller;
 use crate::guard::{Audit, Entrant};
 use crate::store::Store;
@@ -183,7 +183,13 @@ impl TrustDoor {
             }
             None => {}
         }
-        self.signed_for(request, &subject, validity.min(longest))
+        let reply = self.signed_for(request, &subject, validity.min(longest))?;
+        if let Some(node) = shown.node()
+            && let Ok(new) = leaf_of(&reply.chain_pem)
+        {
+            noted::store_note(&self.store, node, &new).await;
+        }
+        Ok(reply)
     }
 
     /// Whether the node has not been deleted, by the newest state where this master's own copy does
@@ -313,11 +319,10 @@ impl Trust for TrustDoor {
         let own = self.pki.identity().own().map(|own| own.name).unwrap_or_default();
         let mut known: Vec<CertificateState> = self
             .pki
-            .known()
+            .all_known(&snapshot)
             .values()
             // A master that joins has no number yet.
             .filter(|one| one.name != own && one.master() != Some("0"))
-            .filter(|one| !is_revoked(&snapshot, one))
             .map(|one| state(kind(one), one))
             .collect();
         known.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));

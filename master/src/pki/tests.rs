@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Event, Node};
 use timonier_identity::{
     Credentials, DialOptions, Identity, JoinRole, JoinToken, KeyRequest, Subject, Trust, dial,
     unix_now,
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::{Safe, obtain, tokens};
+use super::{Safe, note, noted, obtain, revoke, tokens};
 use crate::stamp::stamp;
 use crate::store::Encryption;
 use crate::{Config, Master, RunningMaster};
@@ -483,5 +483,70 @@ async fn who_joins_renews_and_certifies_is_written_down() {
         let times = seen.iter().filter(|line| **line == wanted).count();
         assert_eq!(times, 1, "{wanted} is not once in\n{}", seen.join("\n"));
     }
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_is_warned_of_also_by_a_master_that_has_just_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    let node = |name: &str, ago: i64| {
+        let certificate = signed(&master, &Subject::node(name), ago, 90 * DAY_S).own().unwrap();
+        let mut node = Node::default();
+        node.metadata.name = Some(name.to_owned());
+        note(node.metadata.annotations.get_or_insert_default(), &certificate);
+        stamp(Op::Create(node.into_object()), Timestamp::now())
+    };
+    // A sixth of ninety days is left after seventy-five.
+    let day = 86_400;
+    let nodes =
+        vec![node("good", 74 * day), node("late", 76 * day), node("over", 91 * day), node("x", 0)];
+    master.store().commit(Txn::of(nodes)).await.unwrap();
+    master.shutdown().await.unwrap();
+
+    let master = start(dir.path()).await;
+    let (pki, now) = (master.pki(), unix_now());
+    let late = |now: i64| -> Vec<String> {
+        pki.late(&master.store().snapshot(), now).into_iter().map(|one| one.name).collect()
+    };
+    assert_eq!(late(now), ["system:node:late"]);
+    assert_eq!(pki.expiry(&master.store().snapshot()).late, 1);
+    // Of people there is only what it has seen.
+    let ann = signed(&master, &Subject::person("ann", &[]), 364 * day, 365 * DAY_S).own().unwrap();
+    pki.remember(ann);
+    assert!(pki.warn(master.store(), now).await);
+    let snapshot = master.store().snapshot();
+    let events: Vec<(String, String)> = snapshot
+        .list::<Event>(None)
+        .filter(|event| event.reason.as_deref() == Some("CertificateExpiring"))
+        .map(|event| {
+            let about = &event.involved_object;
+            (about.kind.clone().unwrap(), event.message.clone().unwrap())
+        })
+        .collect();
+    let told = |kind: &str, name: &str| {
+        let begins = format!("the certificate of {name} expires at ");
+        events.iter().any(|(about, text)| about == kind && text.starts_with(&begins))
+    };
+    assert!(told("Node", "system:node:late") && told("Secret", "ann"), "{events:?}");
+    assert!(!events.iter().any(|(_, text)| text.contains("good") || text.contains("over")));
+    // Renewed or revoked, it is no word worth any more.
+    let new = signed(&master, &Subject::node("late"), 0, 90 * DAY_S).own().unwrap();
+    noted::store_note(master.store(), "late", &new).await;
+    revoke(master.store(), "ann", now, i64::MAX).await.unwrap();
+    assert!(late(now).is_empty());
+    assert!(!pki.warn(master.store(), now).await);
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_node_s_certificate_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(dir.path()).await;
+    make_node(&master, "n1").await;
+    let shown = signed(&master, &Subject::node("n1"), 60, 3_600);
+    let new = renew(&mut client_of(&master, &shown).await).await.unwrap().own().unwrap();
+    let snapshot = master.store().snapshot();
+    assert_eq!(noted::noted(snapshot.get::<Node>("", "n1").unwrap()), Some(new));
     master.shutdown().await.unwrap();
 }

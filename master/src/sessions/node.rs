@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use timonier_identity::PeerCertificate;
 use timonier_master_core::ipam;
 use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
 use timonier_master_core::snapshot::Snapshot;
@@ -17,6 +18,8 @@ use timonier_proto::v1::{Hello, NodeCapacity};
 use timonier_proto::{ApiError, Kind, Kinded, ObjectKey, Reason, names};
 
 use super::Inner;
+use super::registry::Claim;
+use crate::pki;
 use crate::stamp::stamp;
 use crate::store::CommitError;
 
@@ -90,13 +93,14 @@ impl Drop for Promise<'_> {
 }
 
 /// Creates or renews the Node object; its pod range.
-pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
+pub async fn register(inner: &Inner, claim: &Claim, hello: &Hello) -> Result<String, ApiError> {
+    let shown = claim.certificate.as_deref();
     let name = &hello.node_name;
     for attempt in 0..TRIES_MAX {
         let (snapshot, promise) = inner.promises.make(inner, hello, attempt > 0)?;
         let range = promise.range.clone();
         let stored = snapshot.get::<Node>("", name).map(|node| &**node);
-        let Some(txn) = transaction(stored, hello, &range) else {
+        let Some(txn) = transaction(stored, hello, shown, &range) else {
             return Ok(range);
         };
         match inner.store.commit(txn).await {
@@ -114,9 +118,17 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
 }
 
 /// `None` when the stored node says all this already.
-fn transaction(stored: Option<&Node>, hello: &Hello, range: &str) -> Option<Txn> {
+fn transaction(
+    stored: Option<&Node>,
+    hello: &Hello,
+    shown: Option<&PeerCertificate>,
+    range: &str,
+) -> Option<Txn> {
     let key = ObjectKey::cluster(Kind::Node, hello.node_name.as_str());
     let mut wanted = node_object(stored, hello, range);
+    if let Some(shown) = shown {
+        pki::note(wanted.metadata.annotations.get_or_insert_default(), shown);
+    }
     let Some(stored) = stored else {
         let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
         return Some(Txn {
@@ -298,9 +310,9 @@ mod tests {
         node.spec.as_mut().unwrap().unschedulable = Some(true);
         node.metadata.labels.as_mut().unwrap().insert("disk".into(), "fast".into());
         node.metadata.resource_version = Some("7".into());
-        assert_eq!(transaction(Some(&node), &hello(), "10.244.1.0/24"), None);
+        assert_eq!(transaction(Some(&node), &hello(), None, "10.244.1.0/24"), None);
         let moved = Hello { address: "10.0.0.9".into(), ..hello() };
-        let txn = transaction(Some(&node), &moved, "10.244.1.0/24").unwrap();
+        let txn = transaction(Some(&node), &moved, None, "10.244.1.0/24").unwrap();
         assert_eq!(txn.ops.len(), 1, "{txn:?}");
         let Op::ReplaceStatus(object) = &txn.ops[0] else { panic!("{txn:?}") };
         let wanted = object.get::<Node>().unwrap();

@@ -52,7 +52,7 @@ pub async fn open(
     )?;
     // From here on the name is given back whatever happens.
     let guard = Guard { registry: inner.registry.clone(), claim: claim.clone() };
-    let pod_range = node::register(inner, &hello).await?;
+    let pod_range = node::register(inner, &claim, &hello).await?;
     // What the agent is told to run must not be older than what another master told it before.
     inner.store.linearize().await.map_err(ApiError::from)?;
     // Silence counts from here: registering may have taken its time.
