@@ -36,8 +36,8 @@ pub struct Caller {
 /// How a caller is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
-    /// By the certificate of its connection, which has this serial number.
-    Certificate { serial: String },
+    /// By the certificate of its connection.
+    Certificate(Arc<PeerCertificate>),
     /// By a bearer token.
     Token,
     /// Another master, of this name, passes the request on.
@@ -57,8 +57,8 @@ impl Caller {
     }
 
     /// The owner of a certificate of this cluster.
-    pub fn of_certificate(peer: &PeerCertificate) -> Self {
-        let via = Via::Certificate { serial: peer.serial.clone() };
+    pub fn of_certificate(peer: &Arc<PeerCertificate>) -> Self {
+        let via = Via::Certificate(Arc::clone(peer));
         Self::known(&peer.name, peer.groups.clone(), via)
     }
 
@@ -83,14 +83,22 @@ impl Caller {
         self.groups.iter().any(|one| one == group)
     }
 
+    /// The certificate that it speaks with itself.
+    pub fn certificate(&self) -> Option<&Arc<PeerCertificate>> {
+        match &self.via {
+            Via::Certificate(shown) => Some(shown),
+            _ => None,
+        }
+    }
+
     /// Whether it is a master of this cluster, speaking for itself.
     pub fn is_master(&self) -> bool {
-        matches!(self.via, Via::Certificate { .. }) && self.in_group(GROUP_MASTERS)
+        self.certificate().is_some() && self.in_group(GROUP_MASTERS)
     }
 
     /// The node whose agent it is.
     pub fn node(&self) -> Option<&str> {
-        let by_certificate = matches!(self.via, Via::Certificate { .. });
+        let by_certificate = self.certificate().is_some();
         let is_node = by_certificate && self.in_group(timonier_identity::GROUP_NODES);
         self.name.strip_prefix(timonier_identity::NODE_PREFIX).filter(|_| is_node)
     }
@@ -141,10 +149,15 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|name| !name.is_empty())
 }
 
-/// Tells whose a bearer token is.
+/// Tells whose a bearer token is, and which certificates were revoked.
 pub trait TokenReview: Send + Sync + 'static {
     /// The owner's name and groups; `Unauthenticated` with the reason where the token is not good.
     fn review(&self, token: &str) -> Result<(String, Vec<String>), Status>;
+
+    /// Whether this certificate, which the handshake took, is good no more before its time.
+    fn is_revoked(&self, _: &PeerCertificate) -> bool {
+        false
+    }
 }
 
 /// Knows no tokens.
@@ -173,11 +186,16 @@ impl CallerLayer {
         connection: Option<&Connection>,
         headers: &HeaderMap,
     ) -> Result<Caller, Status> {
-        let peer = connection.and_then(|connection| connection.peer.as_deref());
+        let peer = connection.and_then(|connection| connection.peer.as_ref());
         if peer.is_some_and(|peer| peer.is_person() && peer.not_after <= unix_now()) {
             // A machine's connection outlives its certificate: it has renewed that meanwhile.
             return Err(Status::unauthenticated(
                 "the certificate shown has expired since; hint: timonctl certificate issue makes a new one",
+            ));
+        }
+        if peer.is_some_and(|peer| peer.master().is_none() && self.tokens.is_revoked(peer)) {
+            return Err(Status::unauthenticated(
+                "the certificate shown was revoked; hint: a node joins again with a token, a person asks an administrator for a new one",
             ));
         }
         let by_certificate = peer.map(Caller::of_certificate);
@@ -265,8 +283,15 @@ where
 pub(crate) fn played_node(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
     let named = request.metadata().get("played-node").and_then(|name| name.to_str().ok());
     let subject = timonier_identity::Subject::node(named.unwrap_or("n1"));
-    let via = Via::Certificate { serial: "1".to_owned() };
-    let caller = Caller::known(&subject.name, subject.groups, via);
+    let peer = PeerCertificate {
+        name: subject.name,
+        groups: subject.groups,
+        serial: "01".to_owned(),
+        issuer: "ca".to_owned(),
+        not_before: 0,
+        not_after: i64::MAX,
+    };
+    let caller = Caller::of_certificate(&Arc::new(peer));
     request.extensions_mut().insert(caller);
     Ok(request)
 }
@@ -304,6 +329,20 @@ mod tests {
                 _ => Err(Status::unauthenticated("revoked")),
             }
         }
+
+        fn is_revoked(&self, certificate: &PeerCertificate) -> bool {
+            certificate.name.ends_with(":stolen") || certificate.name.ends_with(":9")
+        }
+    }
+
+    #[test]
+    fn who_shows_a_revoked_certificate_is_refused_but_masters_are_not_asked() {
+        let layer = CallerLayer::new(Arc::new(OneToken));
+        let stolen = layer.caller(Some(&peer(Subject::node("stolen"))), &headers(&[]));
+        let status = stolen.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert!(status.message().contains("was revoked; hint: a node joins again"), "{status}");
+        assert!(layer.caller(Some(&peer(Subject::master("9", &[]))), &headers(&[])).is_ok());
     }
 
     #[test]

@@ -140,15 +140,8 @@ impl Master {
         });
         let relays = Relays::start(hub.clone(), masters, shutdown.clone());
         let loops = tokio::spawn(driver::run(store.clone(), hub, settings, shutdown.clone()));
-        let doors = Doors {
-            door,
-            guard,
-            sessions,
-            relays,
-            raft,
-            trust: pki.door(store.clone(), shutdown.clone()),
-            store: store.clone(),
-        };
+        let trust = pki.door(store.clone(), guard.audit().clone(), shutdown.clone());
+        let doors = Doors { door, guard, sessions, relays, raft, trust, store: store.clone() };
         let seen = pki.clone();
         let incoming = incoming::incoming(listener, pki.identity().clone(), move |peer| {
             seen.remember(peer.clone());

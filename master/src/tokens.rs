@@ -13,18 +13,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
+use timonier_identity::PeerCertificate;
 use timonier_master_core::access::UserInfo;
 use timonier_master_core::object::{is_ending, is_finished, uid_of};
 use timonier_master_core::snapshot::Snapshot;
 use tonic::Status;
 
 use crate::caller::TokenReview;
+use crate::pki;
 use crate::store::Store;
 
 /// Where the signing keys are kept, with the cluster's other secrets. Removing the object revokes
 /// every token; the next leadership makes a new one.
-pub const KEYS_NAMESPACE: &str = "kube-system";
-pub const KEYS_NAME: &str = "service-account-signing-keys";
+pub use timonier_master_core::access::reserved::{
+    NAMESPACE as KEYS_NAMESPACE, SIGNING_KEYS_NAME as KEYS_NAME,
+};
+
 /// Entry that names the key to sign with; the others only check.
 const CURRENT: &str = "current";
 const PUBLIC_SUFFIX: &str = ".pub";
@@ -243,7 +247,7 @@ pub fn verify(snapshot: &Snapshot, text: &str, now: Timestamp) -> Result<UserInf
     Ok(UserInfo::of_service_account(namespace, &serviceaccount.name, &serviceaccount.uid))
 }
 
-/// Tells the server's layer whose a bearer token is.
+/// Tells the server's layer whose a bearer token is, and which certificates were revoked.
 #[derive(Clone)]
 pub struct StoreTokens(pub Store);
 
@@ -252,6 +256,10 @@ impl TokenReview for StoreTokens {
         let user = verify(&self.0.snapshot(), token, Timestamp::now())
             .map_err(|error| Status::unauthenticated(error.to_string()))?;
         Ok((user.name, user.groups))
+    }
+
+    fn is_revoked(&self, certificate: &PeerCertificate) -> bool {
+        pki::is_revoked(&self.0.snapshot(), certificate)
     }
 }
 

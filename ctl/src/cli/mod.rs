@@ -158,7 +158,7 @@ verbs! {
     Encryption => encryption;
     /// Make, list and revoke tokens with which hosts join
     Token => token;
-    /// Show and renew certificates
+    /// Show, renew and revoke certificates
     Certificate => certificate;
     /// Show or change the configuration file
     Config => config;

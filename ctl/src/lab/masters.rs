@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use timonier_identity::JoinRole;
 use tokio::time::Instant;
 
 use super::process::{self, Record};
@@ -11,6 +12,7 @@ use crate::client::Client;
 use crate::context::Ctx;
 use crate::error::{Outcome, fail};
 use crate::output::progress::Spinner;
+use crate::verbs::token;
 
 /// Raft's groups are not larger.
 pub const MASTERS_MAX: usize = 5;
@@ -91,17 +93,26 @@ pub async fn start_others(
 ) -> Outcome {
     // Those that belong to the cluster already: without them the first may have no majority.
     for index in 1..state.master_count() {
-        if lab.data(&name(index)).join("cluster.json").exists() {
+        if is_member(lab, index) {
             start(lab, state, program, index)?;
         }
     }
     for index in 1..state.master_count() {
         let name = name(index);
         spinner.say(format!("starting {name}"));
+        if !is_member(lab, index) {
+            // The first may have run for longer than the token that it wrote lets in.
+            let token = lab.data(MASTER).join(TOKEN_FILE);
+            token::keep_good(client, &token, JoinRole::Master).await?;
+        }
         let record = start(lab, state, program, index)?;
         await_voter(lab, client, &name, &record).await?;
     }
     Ok(())
+}
+
+fn is_member(lab: &Lab, index: usize) -> bool {
+    lab.data(&name(index)).join("cluster.json").exists()
 }
 
 fn start(lab: &Lab, state: &State, program: &Path, index: usize) -> Outcome<Record> {

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use timonier_identity::JoinRole;
 use timonier_proto::{DEFAULT_MASTER_PORT, Kind};
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::fields::Fields;
 use crate::output::printers::node_status;
 use crate::output::progress::Spinner;
 use crate::verbs::lab::AGENTS_DEFAULT;
+use crate::verbs::token;
 
 /// In the master's data folder.
 const NODE_TOKEN_FILE: &str = "node-token";
@@ -66,6 +68,9 @@ pub async fn up(ctx: &Ctx, mut lab: Lab, wanted: Wanted) -> Outcome {
     let addresses = state.addresses();
     use_context(ctx, &lab, &addresses)?;
 
+    // The master may have run for longer than the token that it wrote lets in.
+    let token = lab.data(MASTER).join(NODE_TOKEN_FILE);
+    token::keep_good(&client, &token, JoinRole::Node).await?;
     spinner.say(format!("starting {agents} agents"));
     let mut records = Vec::new();
     for number in 1..=agents {

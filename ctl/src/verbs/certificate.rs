@@ -6,7 +6,7 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use timonier_identity::{Identity, KeyRequest, unix_now};
 use timonier_proto::v1::{
-    CertificateStatusRequest, IssueRequest, RenewAuthorityRequest, RenewRequest,
+    CertificateStatusRequest, IssueRequest, RenewAuthorityRequest, RenewRequest, RevokeRequest,
 };
 
 use crate::cli::duration::Span;
@@ -22,7 +22,8 @@ Examples:
   timonctl certificate status                          until when each is valid
   timonctl certificate renew                           a new one for the current context's user
   timonctl certificate renew --ca                      a new CA; all certificates follow by themselves
-  timonctl certificate issue --user ann --group dev > ann.yaml";
+  timonctl certificate issue --user ann --group dev > ann.yaml
+  timonctl certificate revoke system:node:n1           a stolen key opens nothing any more";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -50,9 +51,15 @@ pub enum Action {
         /// Groups that it puts its owner into; at most two
         #[arg(long, value_name = "NAME")]
         group: Vec<String>,
-        /// How long it is valid; default: as the master is set
+        /// How long it is valid, after which its owner cannot renew it; default: as the master is
+        /// set, and renewed in time
         #[arg(long, value_name = "TIME")]
         ttl: Option<Span>,
+    },
+    /// End all certificates of a name before their time; new ones of that name are good
+    Revoke {
+        /// Whom they name, as status shows it: system:node:NAME, or a person
+        name: String,
     },
 }
 
@@ -71,6 +78,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         }
         Action::Renew { ca: false } => renew(ctx).await,
         Action::Issue { user, group, ttl } => issue(ctx, user, group, ttl).await,
+        Action::Revoke { name } => revoke(ctx, name).await,
     }
 }
 
@@ -149,6 +157,13 @@ async fn renewed(ctx: &Ctx) -> Outcome<String> {
     new.client_key_data = Some(STANDARD.encode(request.key_pem));
     config.save(&ctx.config_path)?;
     Ok(user)
+}
+
+async fn revoke(ctx: &Ctx, name: String) -> Outcome {
+    let mut trust = ctx.client.trust().await?;
+    let answer = trust.revoke(RevokeRequest { name: name.clone() }).await;
+    answer.map_err(|status| ctx.client.explained(status))?;
+    ctx.out.line(format!("the certificates of {name:?} are revoked"))
 }
 
 async fn issue(ctx: &Ctx, user: String, groups: Vec<String>, ttl: Option<Span>) -> Outcome {

@@ -248,7 +248,7 @@ async fn add(ctx: &Ctx, name: Option<&str>, address: Option<&str>, data_dir: &st
         name.unwrap_or("$(hostname)"),
         masters.join(","),
     );
-    let token = token::make(ctx, JoinRole::Master, JOIN_TOKEN_TTL).await?;
+    let token = token::make(&ctx.client, JoinRole::Master, JOIN_TOKEN_TTL).await?;
     command += &format!(" --token {token}");
     ctx.out.line(command)?;
     ctx.out.note(

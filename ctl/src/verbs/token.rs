@@ -2,15 +2,17 @@
 //!
 //! A token is made here; the masters get a hash of it, as a Secret.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use timonier_identity::{JoinRole, JoinToken};
-use timonier_proto::Kind;
+use timonier_proto::{Kind, ObjectKey};
 
 use crate::cli::duration::Span;
+use crate::client::Client;
 use crate::client::calls::{Deletion, Filter};
 use crate::context::Ctx;
 use crate::error::{Outcome, fail};
@@ -19,6 +21,10 @@ use crate::output::table::Table;
 const NAMESPACE: &str = "kube-system";
 const NAME_PREFIX: &str = "join-token-";
 const TYPE: &str = "timonier.io/join-token";
+/// Life of a token that a file is given for a while.
+const KEPT_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// One that ends sooner is not worth starting with.
+const KEPT_TOKEN_MARGIN: Duration = Duration::from_secs(600);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,13 +78,13 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
 
 async fn create(ctx: &Ctx, role: &str, ttl: Duration) -> Outcome {
     let role: JoinRole = role.parse().map_err(|error| fail(format!("{error}")))?;
-    let token = make(ctx, role, ttl).await?;
+    let token = make(&ctx.client, role, ttl).await?;
     ctx.out.line(token.to_string())
 }
 
 /// A token that lets hosts join for that long, or until it is revoked when that is no time.
-pub async fn make(ctx: &Ctx, role: JoinRole, ttl: Duration) -> Outcome<JoinToken> {
-    let hash = ctx.client.identity()?.ca_hash().map_err(|error| fail(error.to_string()))?;
+pub async fn make(client: &Client, role: JoinRole, ttl: Duration) -> Outcome<JoinToken> {
+    let hash = client.identity()?.ca_hash().map_err(|error| fail(error.to_string()))?;
     let token = JoinToken::new(role, hash).map_err(|error| fail(error.to_string()))?;
     let mut data = json!({"role": role.as_str(), "secret-hash": token.secret_hash()});
     if !ttl.is_zero() {
@@ -91,8 +97,33 @@ pub async fn make(ctx: &Ctx, role: JoinRole, ttl: Duration) -> Outcome<JoinToken
         "apiVersion": "v1", "kind": "Secret", "type": TYPE, "stringData": data,
         "metadata": {"name": format!("{NAME_PREFIX}{}", token.id), "namespace": NAMESPACE},
     });
-    ctx.client.create(&secret, NAMESPACE, false).await?;
+    client.create(&secret, NAMESPACE, false).await?;
     Ok(token)
+}
+
+/// Sees to it that the file has a token that lets in: those which a master writes at its first
+/// start end after a day.
+pub async fn keep_good(client: &Client, path: &Path, role: JoinRole) -> Outcome {
+    let failed = |why: &dyn std::fmt::Display| fail(format!("keep {}: {why}", path.display()));
+    let kept = timonier_identity::read_text(path).map_err(|error| failed(&error))?;
+    if let Some(token) = kept.and_then(|text| text.parse::<JoinToken>().ok()) {
+        let key = ObjectKey::new(Kind::Secret, NAMESPACE, format!("{NAME_PREFIX}{}", token.id));
+        match client.get(&key).await {
+            Ok(secret) if lets_in(&secret, Timestamp::now()) => return Ok(()),
+            Err(failure) if !failure.is_not_found() => return Err(failure),
+            _ => {}
+        }
+    }
+    let token = make(client, role, KEPT_TOKEN_TTL).await?;
+    timonier_identity::write_private(path, &format!("{token}\n")).map_err(|error| failed(&error))
+}
+
+/// Whether a token's Secret lets in at that time and for long enough to start something.
+fn lets_in(secret: &Value, now: Timestamp) -> bool {
+    text(secret, "expires").is_none_or(|at| {
+        let soon = now.checked_add(KEPT_TOKEN_MARGIN);
+        at.parse::<Timestamp>().is_ok_and(|at| soon.is_ok_and(|soon| at > soon))
+    })
 }
 
 async fn list(ctx: &Ctx) -> Outcome {
@@ -119,4 +150,22 @@ fn text(secret: &Value, key: &str) -> Option<String> {
     use base64::engine::general_purpose::STANDARD;
     let bytes = STANDARD.decode(secret["data"][key].as_str()?).ok()?;
     String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_ends_soon_lets_nobody_in() {
+        use base64::Engine;
+        let now: Timestamp = "2027-01-02T10:00:00Z".parse().unwrap();
+        let of = |at: &str| {
+            let expires = base64::engine::general_purpose::STANDARD.encode(at);
+            lets_in(&json!({"data": {"expires": expires}}), now)
+        };
+        assert!(lets_in(&json!({"data": {}}), now), "it has no end");
+        assert!(of("2027-01-02T11:00:00Z"));
+        assert!(!of("2027-01-02T10:05:00Z") && !of("2027-01-01T10:00:00Z") && !of("?"));
+    }
 }

@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use serde::Deserialize;
-use timonier_master_core::access::{Attributes, UserInfo, escalation, require};
+use timonier_master_core::access::{Attributes, UserInfo, escalation, require, reserved};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::stream_request::Request as Stream;
 use timonier_proto::v1::{
@@ -86,7 +86,10 @@ impl Inner {
         if acting.user.is_superuser() {
             return Ok(());
         }
-        self.guard.require(&acting.user, &message.asks()?)
+        let asked = message.asks()?;
+        self.guard.require(&acting.user, &asked)?;
+        let snapshot = self.store.snapshot();
+        asked.iter().try_for_each(|asked| reserved::require(&snapshot, &acting.user, asked))
     }
 
     /// The first frame of a stream says what it is about.
@@ -128,6 +131,7 @@ pub(super) fn may_write(
             return Ok(());
         }
         if old.is_none() {
+            reserved::require_to_create(snapshot, user, new)?;
             let namespace = new.meta().namespace.as_deref().unwrap_or_default();
             require(snapshot, user, &Attributes::on("create", new.kind(), namespace, ""))?;
         }
@@ -135,6 +139,11 @@ pub(super) fn may_write(
     };
     // What the master writes of itself is in nobody's name.
     ACTING.try_with(|acting| check(&acting.user)).unwrap_or(Ok(()))
+}
+
+/// Whether the caller whose request this task answers sees the cluster's own secrets in lists.
+pub(super) fn sees_reserved(snapshot: &Snapshot) -> bool {
+    ACTING.try_with(|acting| reserved::has_cluster(snapshot, &acting.user)).unwrap_or(true)
 }
 
 fn object(verb: &'static str, object: &Object) -> Attributes {

@@ -8,7 +8,7 @@ impl Inner {
     pub(super) fn cluster_info(&self) -> ClusterInfoReply {
         let status = self.store.status();
         let snapshot = self.store.snapshot();
-        let expiry = self.pki.expiry();
+        let expiry = self.pki.expiry(&snapshot);
         ClusterInfoReply {
             cluster_id: self.store.cluster_id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
+use timonier_master_core::access::{Attributes, OWN_GROUP};
 use timonier_proto::v1::change_masters_request::Change;
 use timonier_proto::v1::raft_client::RaftClient;
 use timonier_proto::v1::{
@@ -14,6 +15,7 @@ use timonier_proto::{ApiError, Reason};
 use tonic::{Code, Request, Status};
 
 use super::Inner;
+use crate::guard::Entrant;
 use crate::store::{ChangeError, Member};
 
 /// A master that says nothing for so long does not answer.
@@ -67,8 +69,22 @@ impl Inner {
         }
     }
 
+    /// Changes them and writes down who did, which master it was about, and what came of it.
+    pub(super) async fn change_masters_for(
+        &self,
+        request: Request<ChangeMastersRequest>,
+    ) -> Result<ChangeMastersReply, ApiError> {
+        let who = Entrant::of(&request);
+        let request = request.into_inner();
+        let about = request.change.as_ref().map(about);
+        let outcome = self.change_masters(request).await;
+        let told = outcome.as_ref().map(drop).map_err(Clone::clone);
+        who.audit(self.guard.audit(), "ChangeMasters", about.as_slice(), told).await;
+        outcome
+    }
+
     /// On its own: a caller that goes away leaves nothing half done.
-    pub(super) async fn change_masters(
+    async fn change_masters(
         &self,
         request: ChangeMastersRequest,
     ) -> Result<ChangeMastersReply, ApiError> {
@@ -96,6 +112,17 @@ impl Inner {
             ApiError::new(reason, error.to_string())
         })
     }
+}
+
+/// A change as the audit log has it: `update masters/promotion.timonier.io 14`.
+fn about(change: &Change) -> Attributes {
+    let (part, id) = match change {
+        Change::Promote(id) => ("promotion", id),
+        Change::Remove(id) => ("removal", id),
+        Change::TransferTo(id) => ("leadership", id),
+    };
+    let asked = Attributes::virtually("update", OWN_GROUP, "masters").part(part);
+    Attributes { name: id.to_string(), ..asked }
 }
 
 /// Why there is no answer, in one line.

@@ -205,7 +205,7 @@ impl Control for Door {
         &self,
         request: Request<ChangeMastersRequest>,
     ) -> Answer<ChangeMastersReply> {
-        self.inner.answer(self.inner.change_masters(request.into_inner()).await)
+        self.inner.answer(self.inner.change_masters_for(request).await)
     }
 
     type BackupStream = backup::Chunks;

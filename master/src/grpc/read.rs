@@ -17,6 +17,7 @@ impl Inner {
 
     pub(super) async fn list(&self, request: ListRequest) -> Result<ListReply, ApiError> {
         let selection = Selection::parse(
+            &self.store.snapshot(),
             &request.kind,
             request.namespace,
             &request.label_selector,

@@ -1,8 +1,12 @@
 //! Which objects a list or a watch is about: kind, namespace, labels, fields.
 
+use timonier_master_core::access::reserved::is_reserved;
+use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::selector::{FieldSelector, Selector, SelectorError};
 use timonier_proto::v1::ObjectRef;
 use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
+
+use super::guard::sees_reserved;
 
 /// A list's or a watch's filter.
 #[derive(Debug)]
@@ -12,10 +16,14 @@ pub(super) struct Selection {
     pub namespace: Option<String>,
     labels: Selector,
     fields: FieldSelector,
+    /// Leaves out the cluster's own secrets.
+    hides_reserved: bool,
 }
 
 impl Selection {
+    /// In a request: what its caller does not see is not selected.
     pub fn parse(
+        snapshot: &Snapshot,
         kind: &str,
         namespace: String,
         labels: &str,
@@ -26,7 +34,8 @@ impl Selection {
         let namespace = (kind.info().namespaced && !namespace.is_empty()).then_some(namespace);
         let labels = Selector::parse(labels).map_err(refuse)?;
         let fields = FieldSelector::parse(fields).map_err(refuse)?;
-        Ok(Self { kind, namespace, labels, fields })
+        let hides_reserved = kind == Kind::Secret && !sees_reserved(snapshot);
+        Ok(Self { kind, namespace, labels, fields, hides_reserved })
     }
 
     /// Whether the kind and the namespace are the selection's: cheap, by key alone.
@@ -36,6 +45,9 @@ impl Selection {
 
     /// Whether an object that is covered is selected.
     pub fn matches(&self, object: &Object) -> bool {
+        if self.hides_reserved && is_reserved(&object.key()) {
+            return false;
+        }
         let labels = object.meta().labels.as_ref();
         if !self.labels.is_empty() && !self.labels.matches(labels) {
             return false;

@@ -28,6 +28,7 @@ type Queue = mpsc::Sender<Result<WatchEvent, Status>>;
 impl Inner {
     pub(super) async fn watch(&self, request: WatchRequest) -> Result<Events, ApiError> {
         let selection = Selection::parse(
+            &self.store.snapshot(),
             &request.kind,
             request.namespace,
             &request.label_selector,

@@ -54,7 +54,7 @@ impl Inner {
         let acting = guard::acting(request.extensions());
         let via = match caller(request.extensions()).via {
             _ if acting.by.is_some() => "impersonation",
-            Via::Certificate { .. } => "certificate",
+            Via::Certificate(_) => "certificate",
             Via::Token => "token",
             Via::Master { .. } => "master",
             Via::Nothing => "none",

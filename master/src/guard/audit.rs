@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use timonier_master_core::access::Attributes;
+use timonier_master_core::access::{Attributes, UserInfo};
 use timonier_proto::ApiError;
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -50,7 +50,7 @@ pub struct Record {
     pub user: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
-    /// Who really asked, when he acted as `user`.
+    /// Who really asked, when he acted as `user`; of one who joins, the id of his token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// The gRPC method.
@@ -98,6 +98,38 @@ impl Record {
             source: source.map(|source| source.to_string()).unwrap_or_default(),
             request_id: bounded(request_id),
         }
+    }
+}
+
+/// Who calls a method that writes the audit log itself, once it knows what came of it.
+#[derive(Debug, Clone)]
+pub struct Entrant {
+    acting: Acting,
+    source: Option<SocketAddr>,
+}
+
+impl Entrant {
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        let extensions = request.extensions();
+        let acting = extensions.get::<Acting>().cloned();
+        let acting = acting.unwrap_or_else(|| Acting { user: UserInfo::anonymous(), by: None });
+        Self { acting, source: super::source(extensions) }
+    }
+
+    /// What stands for a name where there is none yet, such as a join token's id.
+    pub fn shows(&mut self, what: String) {
+        self.acting.by = Some(what);
+    }
+
+    pub async fn audit(
+        &self,
+        audit: &Audit,
+        method: &str,
+        asked: &[Attributes],
+        outcome: Result<(), ApiError>,
+    ) {
+        let result = outcome.as_ref().map(|()| &());
+        audit.write(Record::new(&self.acting, method, asked, result, self.source, "")).await;
     }
 }
 
@@ -217,7 +249,6 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use timonier_master_core::access::UserInfo;
     use timonier_proto::{Kind, Reason};
 
     use super::*;

@@ -34,7 +34,7 @@ use crate::incoming::Connection;
 use crate::store::Store;
 
 pub use acting::{Acting, IMPERSONATE_GROUP, IMPERSONATE_USER};
-pub use audit::{Audit, Record};
+pub use audit::{Audit, Entrant, Record};
 pub use rate::{Buckets, Rate};
 pub use table::{METHODS, Need, need};
 
@@ -114,7 +114,7 @@ impl Guard {
         }
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
-            Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
+            Need::Fixed(asked) | Need::Told(asked) => self.require(&acting.user, &[asked()]),
             // What a machine's own certificate says is meant: nobody acts as one.
             Need::Nodes => match caller.node() {
                 Some(_) => Ok(()),

@@ -10,11 +10,13 @@ pub enum Need {
     Objects,
     /// Always the same permission.
     Fixed(fn() -> Attributes),
+    /// The same; the door writes the audit log, as only it knows the objects and what came of it.
+    Told(fn() -> Attributes),
     /// To be a node; the method sees to it that it speaks for itself alone.
     Nodes,
     /// To be one of the cluster's masters.
     Masters,
-    /// Nothing: the method checks what the request itself carries.
+    /// Nothing: the method checks what the request itself carries, and writes the audit log.
     Anyone,
 }
 
@@ -65,7 +67,7 @@ pub const METHODS: &[(&str, Need)] = &[
     ),
     (
         "/timonier.v1.Control/ChangeMasters",
-        Need::Fixed(|| Attributes::virtually("update", OWN_GROUP, "masters")),
+        Need::Told(|| Attributes::virtually("update", OWN_GROUP, "masters")),
     ),
     // It holds every secret, so it is written down.
     (
@@ -105,7 +107,11 @@ pub const METHODS: &[(&str, Need)] = &[
     ),
     (
         "/timonier.v1.Trust/Issue",
-        Need::Fixed(|| Attributes::virtually("create", OWN_GROUP, "certificates")),
+        Need::Told(|| Attributes::virtually("create", OWN_GROUP, "certificates")),
+    ),
+    (
+        "/timonier.v1.Trust/Revoke",
+        Need::Told(|| Attributes::virtually("delete", OWN_GROUP, "certificates")),
     ),
     ("/timonier.v1.Agent/Session", Need::Nodes),
     ("/timonier.v1.Agent/Stream", Need::Nodes),

@@ -1,6 +1,6 @@
 //! The CA in the store, and the loop that keeps certificates from expiring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,17 +14,19 @@ use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Kinded;
 use tokio_util::sync::CancellationToken;
 
-use super::{Pki, PkiError};
+use super::{Pki, PkiError, is_revoked, noted, revoked};
 use crate::stamp::stamp;
 use crate::store::{CommitError, Store};
 
 /// Where the CA is kept in the store.
-pub const CA_NAMESPACE: &str = "kube-system";
-pub const CA_NAME: &str = "timonier-ca";
+pub use timonier_master_core::access::reserved::{CA_NAME, NAMESPACE as CA_NAMESPACE};
+
 const CA_TYPE: &str = "timonier.io/certificate-authority";
 /// How soon a change of the CA by another master is seen.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often expiring certificates are warned of.
+/// How often it is looked whether certificates expire…
+const LATE_INTERVAL_S: i64 = 10;
+/// …and how often those that do are warned of.
 const WARN_INTERVAL_S: i64 = 3600;
 /// Late is what has less than this part of its life left: it renews itself at a third.
 const LATE_PART: i64 = 6;
@@ -40,7 +42,7 @@ impl Pki {
     /// there where it is missing, and writes what a person needs for the first steps.
     pub async fn settle(&self, store: &Store) -> Result<(), PkiError> {
         self.take_over(&store.snapshot())?;
-        self.refresh_admin(unix_now())?;
+        self.refresh_admin(&store.snapshot(), unix_now())?;
         self.refresh_tokens()?;
         // Where there are others, the CA is in the store already; and one that led when it was
         // killed takes itself for the leader until they reach it, so nothing may wait for it here.
@@ -71,7 +73,7 @@ impl Pki {
         let life = i64::try_from(self.lifetimes().machine.as_secs()).unwrap_or(i64::MAX);
         let interval = LOOK_INTERVAL
             .min(Duration::from_secs(u64::try_from((life / LOOKS_PER_LIFE).max(1)).unwrap_or(1)));
-        let mut warned_at = 0;
+        let mut warn_at = 0;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
@@ -82,9 +84,9 @@ impl Pki {
                 tracing::warn!(%error, "cannot keep the certificates up to date; trying again");
             }
             let now = unix_now();
-            if now - warned_at > WARN_INTERVAL_S && !self.late(now).is_empty() {
-                self.warn(&store, now).await;
-                warned_at = now;
+            if now >= warn_at {
+                let is_any = self.warn(&store, now).await;
+                warn_at = now + if is_any { WARN_INTERVAL_S } else { LATE_INTERVAL_S };
             }
         }
     }
@@ -96,7 +98,7 @@ impl Pki {
             self.renew_own()?;
             tracing::info!("this master's certificate is renewed");
         }
-        self.refresh_admin(now)?;
+        self.refresh_admin(&store.snapshot(), now)?;
         self.refresh_tokens()?;
         if !*store.leadership().borrow() {
             return Ok(());
@@ -121,6 +123,19 @@ impl Pki {
         let name = self.authority().certificate()?.name;
         tracing::info!(ca = name, "the cluster has a new CA; the old one stays trusted meanwhile");
         Ok(())
+    }
+
+    /// Ends all certificates of that name so far, and the sessions that were opened with them.
+    pub(super) async fn revoke(&self, store: &Store, name: &str) -> Result<(), PkiError> {
+        let authority = self.authority();
+        // Whatever was signed ends with the CA that signed it, however long lives were set to be.
+        let mut kept_until = authority.certificate()?.not_after;
+        for (_, until) in authority.previous()? {
+            kept_until = kept_until.max(until);
+        }
+        revoked::revoke(store, name, unix_now(), kept_until).await?;
+        // This master's administrator may be meant.
+        self.refresh_admin(&store.snapshot(), unix_now())
     }
 
     async fn replace(&self, store: &Store, authority: &Authority) -> Result<(), PkiError> {
@@ -148,12 +163,16 @@ impl Pki {
     }
 
     /// Tells of certificates that should have been renewed by now: in the log, and in events where
-    /// this master leads.
-    async fn warn(&self, store: &Store, now: i64) {
+    /// this master leads. Whether there are any.
+    pub(super) async fn warn(&self, store: &Store, now: i64) -> bool {
         let mut ops = Vec::new();
         let snapshot = store.snapshot();
+        let late = self.late(&snapshot, now);
+        if late.is_empty() {
+            return false;
+        }
         let recorder = Recorder { component: COMPONENT, now: Timestamp::now() };
-        for certificate in self.late(now) {
+        for certificate in late {
             let (name, until) = (&certificate.name, time(certificate.not_after));
             tracing::warn!(name, until, "a certificate expires soon and has not been renewed");
             if ops.len() >= WARNINGS_MAX || !*store.leadership().borrow() {
@@ -179,20 +198,33 @@ impl Pki {
         {
             tracing::warn!(%error, "cannot store what expires as events");
         }
+        true
+    }
+
+    /// What this master has signed or seen since it started, and what is noted of nodes, by name.
+    pub(super) fn all_known(&self, snapshot: &Snapshot) -> HashMap<String, PeerCertificate> {
+        let mut all = self.known().clone();
+        for noted in snapshot.list::<Node>(None).filter_map(|node| noted::noted(node)) {
+            let newer = all.get(&noted.name).is_none_or(|seen| seen.not_after < noted.not_after);
+            if newer {
+                all.insert(noted.name.clone(), noted);
+            }
+        }
+        all.retain(|_, certificate| !is_revoked(snapshot, certificate));
+        all
     }
 
     /// Certificates that should have been renewed by now: the CA's, this master's, nodes' and people's.
     /// Those that have expired are not worth a word any more.
-    fn late(&self, now: i64) -> Vec<PeerCertificate> {
+    pub(super) fn late(&self, snapshot: &Snapshot, now: i64) -> Vec<PeerCertificate> {
         let late = |certificate: &PeerCertificate| {
             let left = certificate.not_after - now;
             left > 0 && left < (certificate.not_after - certificate.not_before) / LATE_PART
         };
         let mut known: Vec<PeerCertificate> = self
-            .known()
-            .values()
+            .all_known(snapshot)
+            .into_values()
             .filter(|one| one.master().is_none() && late(one))
-            .cloned()
             .collect();
         known.extend(self.authority().certificate().ok().filter(late));
         known.extend(self.identity().own().filter(late));
@@ -200,11 +232,11 @@ impl Pki {
     }
 
     /// What `cluster-info` says of it.
-    pub fn expiry(&self) -> Expiry {
+    pub fn expiry(&self, snapshot: &Snapshot) -> Expiry {
         Expiry {
             authority: self.authority().certificate().map_or(0, |ca| ca.not_after),
             own: self.identity().not_after().unwrap_or_default(),
-            late: self.late(unix_now()).len(),
+            late: self.late(snapshot, unix_now()).len(),
         }
     }
 }

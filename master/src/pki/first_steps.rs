@@ -1,17 +1,20 @@
 //! What a person finds in the data folder of a cluster's first master: a configuration for timonctl
-//! and a token for each role.
+//! and a token for each role, good for a day.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use timonier_identity::{Credentials, JoinRole, JoinToken, Subject, read_text};
 use timonier_master_core::op::{Op, Txn};
+use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Kinded;
 
-use super::{Pki, PkiError, leaf_of, tokens, write};
+use super::{Pki, PkiError, is_revoked, leaf_of, tokens, write};
 use crate::stamp::stamp;
 use crate::store::Store;
 
+/// How long a first token lets in; kubeadm's.
+const FIRST_TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
 const ADMIN_FILE: &str = "admin.yaml";
 const TOKEN_FILES: [(JoinRole, &str); 2] =
     [(JoinRole::Node, "node-token"), (JoinRole::Master, "master-token")];
@@ -20,19 +23,26 @@ const ADMIN_CREDENTIALS: &str = "admin.json";
 const ANY_ADDRESSES: [&str; 2] = ["0.0.0.0", "[::]"];
 
 impl Pki {
-    /// Makes the first tokens, which do not expire, where their files are missing. A token that was
-    /// revoked is not made again as long as its file is there.
+    /// Makes the first tokens where their files are missing, or have one that has expired: whoever
+    /// starts again a master that is alone finds a token that is good. One that was revoked is not
+    /// made again as long as its file is there.
     pub(super) async fn first_tokens(&self, store: &Store) -> Result<(), PkiError> {
         for (role, file) in TOKEN_FILES {
             let path = self.inner.config.data_dir.join(file);
-            if read_text(&path)?.is_some() {
-                continue;
+            let now = Timestamp::now();
+            let mut ops = Vec::new();
+            if let Some(text) = read_text(&path)? {
+                let old = text.parse().ok();
+                match old.and_then(|old| tokens::expired(&store.snapshot(), &old, now)) {
+                    Some(key) => ops.push(Op::Remove { key, uid: None }),
+                    None => continue,
+                }
             }
             let token = JoinToken::new(role, self.authority().ca_hash()?)
                 .map_err(|error| PkiError::Store(error.to_string()))?;
-            let secret = tokens::to_secret(&token, None);
-            let create = stamp(Op::Create(secret.into_object()), Timestamp::now());
-            let stored = store.commit(Txn::of(vec![create])).await;
+            let secret = tokens::to_secret(&token, now.checked_add(FIRST_TOKEN_LIFE).ok());
+            ops.push(stamp(Op::Create(secret.into_object()), now));
+            let stored = store.commit(Txn::of(ops)).await;
             stored.map_err(|error| PkiError::Store(error.to_string()))?;
             write(&path, &format!("{token}\n"))?;
         }
@@ -55,15 +65,16 @@ impl Pki {
     }
 
     /// Writes the administrator's configuration where it is missing, its certificate is to be
-    /// renewed, or this master's address or the CA has changed.
-    pub(super) fn refresh_admin(&self, now: i64) -> Result<(), PkiError> {
+    /// renewed or was revoked, or this master's address or the CA has changed.
+    pub(super) fn refresh_admin(&self, snapshot: &Snapshot, now: i64) -> Result<(), PkiError> {
         let folder = &self.inner.config.data_dir;
         let kept = folder.join(super::FOLDER).join(ADMIN_CREDENTIALS);
         let authority = self.authority();
         let issuer = authority.certificate()?.name;
         let good = |credentials: &Credentials| {
-            leaf_of(&credentials.chain_pem)
-                .is_ok_and(|leaf| leaf.issuer == issuer && now < leaf.renew_at())
+            leaf_of(&credentials.chain_pem).is_ok_and(|leaf| {
+                leaf.issuer == issuer && now < leaf.renew_at() && !is_revoked(snapshot, &leaf)
+            })
         };
         let old = read_text(&kept)?.and_then(|text| {
             let (chain_pem, key_pem) = serde_json::from_str(&text).ok()?;

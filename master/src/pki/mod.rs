@@ -7,6 +7,8 @@
 mod authority;
 mod first_steps;
 mod join;
+mod noted;
+mod revoked;
 mod safe;
 mod service;
 #[cfg(test)]
@@ -29,6 +31,8 @@ use tokio::sync::{Notify, watch};
 
 pub use authority::{CA_NAME, CA_NAMESPACE, Expiry};
 pub use join::obtain;
+pub use noted::note;
+pub use revoked::{is_revoked, revoke};
 pub use safe::Safe;
 pub use service::TrustDoor;
 pub use tokens::{TOKEN_NAME_PREFIX, TOKEN_TYPE, check_fresh};
@@ -50,6 +54,8 @@ pub enum PkiError {
     Join { address: String, why: String },
     #[error("{0}")]
     Token(String),
+    #[error("revoke the certificates of {0}: {1}")]
+    Revoke(String, String),
     #[error("store the cluster's CA: {0}")]
     Store(String),
     #[error("open the keys that the cluster's CA is sealed with: {0}")]

@@ -7,13 +7,14 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use timonier_identity::{JoinRole, JoinToken};
 use timonier_master_core::snapshot::Snapshot;
+use timonier_proto::{Kind, ObjectKey};
 use tonic::Status;
 
 use super::CA_NAMESPACE;
 use crate::store::Store;
 
-/// A token's Secret is named this and the token's id.
-pub const TOKEN_NAME_PREFIX: &str = "join-token-";
+pub use timonier_master_core::access::reserved::JOIN_TOKEN_PREFIX as TOKEN_NAME_PREFIX;
+
 /// The type of a token's Secret.
 pub const TOKEN_TYPE: &str = "timonier.io/join-token";
 const ROLE: &str = "role";
@@ -57,16 +58,10 @@ pub fn check(snapshot: &Snapshot, token: &JoinToken, now: Timestamp) -> Result<(
     let hint = format!("hint: timonctl token create --role {} makes a new one", token.role);
     let refuse =
         |why: String| Status::unauthenticated(format!("join token {}: {why}; {hint}", token.id));
-    let name = format!("{TOKEN_NAME_PREFIX}{}", token.id);
-    let secret = snapshot
-        .get::<Secret>(CA_NAMESPACE, &name)
-        .filter(|secret| secret.type_.as_deref() == Some(TOKEN_TYPE));
+    let secret = stored(snapshot, &key_of(token));
     let unknown = || refuse("it is not known here: it was revoked, or is another cluster's".into());
     let secret = secret.ok_or_else(unknown)?;
-    let text = |key: &str| {
-        let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-        bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
-    };
+    let text = |key| text(secret, key);
     if !token.matches(&text(SECRET_HASH).unwrap_or_default()) {
         return Err(refuse("its secret is wrong".into()));
     }
@@ -79,4 +74,26 @@ pub fn check(snapshot: &Snapshot, token: &JoinToken, now: Timestamp) -> Result<(
         Some(Ok(at)) => Err(refuse(format!("it expired at {at}"))),
         Some(Err(_)) => Err(refuse("its expiry cannot be read".into())),
     }
+}
+
+/// The key of the token's Secret, if that is there and its time is over.
+pub fn expired(snapshot: &Snapshot, token: &JoinToken, now: Timestamp) -> Option<ObjectKey> {
+    let key = key_of(token);
+    let expires = text(stored(snapshot, &key)?, EXPIRES)?.parse::<Timestamp>();
+    expires.is_ok_and(|at| at <= now).then_some(key)
+}
+
+fn key_of(token: &JoinToken) -> ObjectKey {
+    ObjectKey::new(Kind::Secret, CA_NAMESPACE, format!("{TOKEN_NAME_PREFIX}{}", token.id))
+}
+
+fn stored<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a Secret> {
+    let secret = snapshot.get::<Secret>(&key.namespace, &key.name)?;
+    Some(&**secret).filter(|secret| secret.type_.as_deref() == Some(TOKEN_TYPE))
+}
+
+/// An entry of a token's Secret.
+fn text(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = secret.data.as_ref()?.get(key)?;
+    Some(String::from_utf8_lossy(&bytes.0).into_owned())
 }

@@ -61,7 +61,7 @@ pub fn pod(snapshot: &Snapshot, pod: &Pod, now: Timestamp) -> AssignedPod {
         config_map_names(pod).into_iter().map(|name| (name, config_map(name))).collect();
     let shown = secrets::shown(pod)
         .into_iter()
-        .map(|name| (name, snapshot.get::<Secret>(namespace, name).map(|secret| &**secret)))
+        .map(|name| (name, secrets::of_pods(snapshot, namespace, name)))
         .collect();
     let compiled = Compiled {
         pod,

@@ -72,7 +72,7 @@ impl EventGate {
         let mut op = match event.kind.as_str() {
             "" | "Pod" => {
                 if !namespace_is_live(snapshot, &event.namespace)
-                    || self.is_elsewhere(snapshot, &event.namespace, &event.name, &event.uid)
+                    || !self.is_own(snapshot, &event.namespace, &event.name, &event.uid)
                 {
                     return None;
                 }
@@ -103,11 +103,11 @@ impl EventGate {
         Some(op)
     }
 
-    /// Whether the pod is known as another node's. One that is gone may still be spoken of.
-    fn is_elsewhere(&self, snapshot: &Snapshot, namespace: &str, name: &str, uid: &str) -> bool {
+    /// Whether it is a pod of this node's. Of one that is gone nobody knows whose it was, so
+    /// nothing is said of it any more.
+    fn is_own(&self, snapshot: &Snapshot, namespace: &str, name: &str, uid: &str) -> bool {
         snapshot.get::<Pod>(namespace, name).is_some_and(|pod| {
-            let is_it = uid.is_empty() || uid_of(&pod.metadata) == uid;
-            is_it && node_of(pod) != Some(self.node.as_str())
+            uid_of(&pod.metadata) == uid && node_of(pod) == Some(self.node.as_str())
         })
     }
 }
@@ -123,29 +123,68 @@ fn meta(namespace: String, name: String, uid: String) -> ObjectMeta {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Namespace;
+    use serde_json::json;
+    use timonier_proto::Kinded;
+
     use super::*;
 
-    #[test]
-    fn a_flood_is_cut_to_its_burst() {
-        let namespace: k8s_openapi::api::core::v1::Namespace =
-            serde_json::from_value(serde_json::json!({"metadata": {"name": "default"}})).unwrap();
-        let snapshot = Snapshot::rebuild(1, [timonier_proto::Kinded::into_object(namespace)], []);
-        let event = AgentEvent {
+    /// A namespace with the pod web of node n1.
+    fn state() -> Snapshot {
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {"nodeName": "n1", "containers": [{"name": "web"}]},
+        }))
+        .unwrap();
+        Snapshot::rebuild(1, [namespace.into_object(), pod.into_object()], [])
+    }
+
+    fn event() -> AgentEvent {
+        AgentEvent {
             namespace: "default".into(),
             name: "web".into(),
             uid: "u".into(),
             reason: "Pulled".into(),
             field_path: "spec.containers{web}".into(),
             ..Default::default()
-        };
+        }
+    }
+
+    #[test]
+    fn a_flood_is_cut_to_its_burst() {
+        let snapshot = state();
         let mut gate = EventGate::new("n1");
-        let ops = gate.admit(vec![event.clone(); 1000], &snapshot, Timestamp::now());
+        let ops = gate.admit(vec![event(); 1000], &snapshot, Timestamp::now());
         assert_eq!(ops.len(), BURST_MAX as usize);
         let Op::RecordEvent(object) = &ops[0] else { panic!("{ops:?}") };
         let stored = object.get::<k8s_openapi::api::core::v1::Event>().unwrap();
         assert_eq!(stored.involved_object.field_path.as_deref(), Some("spec.containers{web}"));
-        let elsewhere = AgentEvent { namespace: "gone".into(), ..event };
-        let mut gate = EventGate::new("n1");
-        assert!(gate.admit(vec![elsewhere], &snapshot, Timestamp::now()).is_empty());
+    }
+
+    #[test]
+    fn an_agent_speaks_of_its_node_and_its_pods_only() {
+        let snapshot = state();
+        let told = |node: &str, event: AgentEvent| {
+            EventGate::new(node).admit(vec![event], &snapshot, Timestamp::now()).len()
+        };
+        assert_eq!(told("n1", event()), 1);
+        assert_eq!(told("n2", event()), 0);
+        for wrong in [
+            AgentEvent { uid: "v".into(), ..event() },
+            AgentEvent { uid: String::new(), ..event() },
+            AgentEvent { name: "gone".into(), ..event() },
+            AgentEvent { namespace: "gone".into(), ..event() },
+            AgentEvent { kind: "Secret".into(), ..event() },
+        ] {
+            assert_eq!(told("n1", wrong.clone()), 0, "{wrong:?}");
+        }
+        // Whatever node it names, it is its own that is meant.
+        let node = AgentEvent { kind: "Node".into(), name: "n1".into(), ..event() };
+        let ops = EventGate::new("n2").admit(vec![node], &snapshot, Timestamp::now());
+        let Op::RecordEvent(object) = &ops[0] else { panic!("{ops:?}") };
+        let stored = object.get::<k8s_openapi::api::core::v1::Event>().unwrap();
+        assert_eq!(stored.involved_object.name.as_deref(), Some("n2"));
     }
 }

@@ -4,6 +4,7 @@
 //! decision is made here; an agent's statuses and events are written as they come, and its
 //! telemetry goes to the hub.
 
+mod beats;
 mod compile;
 mod events;
 mod follower;
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::caller::Caller;
 use crate::masters::Masters;
+use crate::pki::is_revoked;
 use crate::store::Store;
 use crate::streams::{AgentFrames, Streams};
 use crate::telemetry::Hub;
@@ -116,7 +118,7 @@ impl Sessions {
         let streams = Streams::new(store.clone(), hub.clone(), registry.clone(), masters.clone());
         let follower = follower::start(store.clone(), hub.clone(), shutdown.clone());
         let silence_max = settings.silence_max;
-        tokio::spawn(sweep(registry.clone(), silence_max, shutdown.clone()));
+        tokio::spawn(sweep(store.clone(), registry.clone(), silence_max, shutdown.clone()));
         let (heard, leader_heard) = watch::channel(true);
         tokio::spawn(tell_of_leader(store.clone(), registry.clone(), heard, shutdown.clone()));
         tokio::spawn(tell_of_masters(registry.clone(), masters.clone(), shutdown.clone()));
@@ -189,9 +191,14 @@ async fn tell_of_masters(registry: Arc<Registry>, masters: Masters, shutdown: Ca
     }
 }
 
-/// Cuts off agents that have been silent too long: their host or the network may be gone without a
-/// word.
-async fn sweep(registry: Arc<Registry>, silence_max: Duration, shutdown: CancellationToken) {
+/// Cuts off agents that have been silent too long, as their host or the network may be gone without
+/// a word, and those whose certificate was revoked.
+async fn sweep(
+    store: Store,
+    registry: Arc<Registry>,
+    silence_max: Duration,
+    shutdown: CancellationToken,
+) {
     let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while or_shutdown(ticks.tick(), &shutdown).await.is_some() {
@@ -201,6 +208,10 @@ async fn sweep(registry: Arc<Registry>, silence_max: Duration, shutdown: Cancell
                 silence_ms = silence_max.as_millis() as u64,
                 "the agent is silent, its session is closed"
             );
+        }
+        let snapshot = store.snapshot();
+        for node in registry.cut_off_revoked(|shown| is_revoked(&snapshot, shown)) {
+            tracing::warn!(node, "the agent's certificate was revoked, its session is closed");
         }
     }
 }

@@ -10,15 +10,18 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use timonier_identity::PeerCertificate;
 use timonier_master_core::ipam;
 use timonier_master_core::object::key_of;
 use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::unique::{self, FENCE_AFTER_ANNOTATION};
 use timonier_proto::v1::{Hello, NodeCapacity};
-use timonier_proto::{ApiError, Kinded, Reason};
+use timonier_proto::{ApiError, Kinded, Reason, names};
 
 use super::Inner;
+use super::registry::Claim;
+use crate::pki;
 use crate::stamp::stamp;
 use crate::store::CommitError;
 
@@ -26,6 +29,15 @@ use crate::store::CommitError;
 const TRIES_MAX: usize = 10;
 /// Most labels an agent may give its node.
 const LABELS_MAX: usize = 64;
+/// On a node: the labels that its agent has given it, as JSON.
+const AGENT_LABELS_ANNOTATION: &str = "timonier.io/agent-labels";
+/// The master writes these itself.
+const MASTERS_LABELS: [&str; 3] = [LABEL_HOSTNAME, LABEL_OS, LABEL_ARCH];
+const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+const LABEL_OS: &str = "kubernetes.io/os";
+const LABEL_ARCH: &str = "kubernetes.io/arch";
+/// An agent gives no label of these domains or below them.
+const RESERVED_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "timonier.io"];
 
 /// Pod ranges promised to nodes whose objects are not stored yet, so that many can register at the
 /// same time and no two get the same.
@@ -83,15 +95,19 @@ impl Drop for Promise<'_> {
 }
 
 /// Creates or renews the Node object; its pod range.
-pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> {
+pub async fn register(inner: &Inner, claim: &Claim, hello: &Hello) -> Result<String, ApiError> {
+    let shown = claim.certificate.as_deref();
     let name = &hello.node_name;
     // What it goes by until it is welcomed, and from then on.
     let fence_after_ms = inner.settings.fence_after_ms.max(hello.lease_held_ms);
     for attempt in 0..TRIES_MAX {
         let (snapshot, promise) = inner.promises.make(inner, hello, attempt > 0)?;
         let range = promise.range.clone();
-        let stored = snapshot.get::<Node>("", name).map(|n| &**n);
-        let wanted = node_object(stored, hello, &range, fence_after_ms);
+        let stored = snapshot.get::<Node>("", name).map(|node| &**node);
+        let mut wanted = node_object(stored, hello, &range, fence_after_ms);
+        if let Some(shown) = shown {
+            pki::note(wanted.metadata.annotations.get_or_insert_default(), shown);
+        }
         let Some(txn) = transaction(stored, wanted, &range) else { return Ok(range) };
         match inner.store.commit(txn).await {
             Ok(_) => return Ok(range),
@@ -108,7 +124,7 @@ pub async fn register(inner: &Inner, hello: &Hello) -> Result<String, ApiError> 
 }
 
 /// `None` when the stored node says all this already.
-fn transaction(stored: Option<&Node>, wanted: Node, range: &str) -> Option<Txn> {
+fn transaction(stored: Option<&Node>, mut wanted: Node, range: &str) -> Option<Txn> {
     let key = key_of(&wanted);
     let Some(stored) = stored else {
         let create = stamp(Op::Create(wanted.into_object()), Timestamp::now());
@@ -127,12 +143,10 @@ fn transaction(stored: Option<&Node>, wanted: Node, range: &str) -> Option<Txn> 
         stored.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0);
     let precondition = Precondition::Revision(key, revision);
     // Without its resourceVersion, which the first operation changes under the second.
-    let mut wanted = wanted;
     wanted.metadata.resource_version = None;
     let mut ops = Vec::new();
-    if stored.spec != wanted.spec
-        || stored.metadata.labels != wanted.metadata.labels
-        || stored.metadata.annotations != wanted.metadata.annotations
+    let (old, new) = (&stored.metadata, &wanted.metadata);
+    if stored.spec != wanted.spec || old.labels != new.labels || old.annotations != new.annotations
     {
         ops.push(Op::Replace(wanted.clone().into_object()));
     }
@@ -151,12 +165,12 @@ fn node_object(stored: Option<&Node>, hello: &Hello, range: &str, fence_after_ms
         let annotations = node.metadata.annotations.get_or_insert_default();
         annotations.insert(FENCE_AFTER_ANNOTATION.to_owned(), fence_after_ms.to_string());
     }
+    label(&mut node.metadata, hello);
     let labels = node.metadata.labels.get_or_insert_default();
-    labels.extend(hello.labels.iter().take(LABELS_MAX).map(|(k, v)| (k.clone(), v.clone())));
     for (key, value) in [
-        ("kubernetes.io/hostname", hello.node_name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", architecture(&hello.architecture)),
+        (LABEL_HOSTNAME, hello.node_name.as_str()),
+        (LABEL_OS, "linux"),
+        (LABEL_ARCH, architecture(&hello.architecture)),
     ] {
         labels.insert(key.to_owned(), value.to_owned());
     }
@@ -183,6 +197,55 @@ fn node_object(stored: Option<&Node>, hello: &Hello, range: &str, fence_after_ms
         ..Default::default()
     });
     node
+}
+
+/// Puts the agent's labels on its node. What a user has set, or set otherwise than the agent did,
+/// stays: an annotation remembers what was the agent's.
+fn label(meta: &mut ObjectMeta, hello: &Hello) {
+    let annotations = meta.annotations.take().unwrap_or_default();
+    let before: BTreeMap<String, String> = annotations
+        .get(AGENT_LABELS_ANNOTATION)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    meta.annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
+    let labels = meta.labels.get_or_insert_default();
+    let mut own: BTreeMap<String, String> =
+        before.into_iter().filter(|(key, value)| labels.get(key) == Some(value)).collect();
+    // In an order of their own, so that the same ones are taken each time.
+    let given: BTreeMap<&String, &String> =
+        hello.labels.iter().filter(|(key, _)| !MASTERS_LABELS.contains(&key.as_str())).collect();
+    let (given, refused): (Vec<_>, Vec<_>) =
+        given.into_iter().partition(|(key, value)| may_give(key, value));
+    if !refused.is_empty() {
+        let labels: Vec<_> = refused.iter().take(LABELS_MAX).map(|(key, _)| key).collect();
+        let node = &hello.node_name;
+        tracing::warn!(node, ?labels, "an agent does not give its node these labels");
+    }
+    for (key, value) in given.into_iter().take(LABELS_MAX) {
+        let is_users = labels.contains_key(key) && !own.contains_key(key);
+        if !is_users || labels.get(key) == Some(value) {
+            labels.insert(key.clone(), value.clone());
+            own.insert(key.clone(), value.clone());
+        }
+    }
+    if !own.is_empty() {
+        let text = serde_json::to_string(&own).expect("texts are plain data");
+        meta.annotations.get_or_insert_default().insert(AGENT_LABELS_ANNOTATION.into(), text);
+    } else if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(AGENT_LABELS_ANNOTATION);
+    }
+}
+
+/// Whether an agent may give its node this label. Those of Kubernetes and of ours place pods of
+/// others' choice: a node does not make itself what it is not.
+fn may_give(key: &str, value: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let is_of = |reserved: &&str| {
+        domain.strip_suffix(*reserved).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    names::label_key(key).is_ok()
+        && names::label_value(value).is_ok()
+        && !RESERVED_DOMAINS.iter().any(|reserved| is_of(&reserved))
 }
 
 /// What is left of the capacity when this much is kept back.

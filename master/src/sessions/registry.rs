@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use timonier_identity::PeerCertificate;
 use timonier_proto::v1::MasterMessage;
 use timonier_proto::{ApiError, Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -33,6 +34,8 @@ struct Entry {
 pub struct Claim {
     pub session: String,
     pub node: String,
+    /// What the agent showed when it opened the session.
+    pub certificate: Option<Arc<PeerCertificate>>,
     pub link: Link,
     pub outgoing: Outgoing,
     /// Ends the session.
@@ -74,6 +77,7 @@ impl Registry {
         &self,
         hub: &Hub,
         who: Introduction<'_>,
+        certificate: Option<Arc<PeerCertificate>>,
         address: &str,
         outgoing: Outgoing,
         cancel: CancellationToken,
@@ -99,6 +103,7 @@ impl Registry {
         let claim = Arc::new(Claim {
             session: uuid::Uuid::new_v4().to_string(),
             node: node.to_owned(),
+            certificate,
             link: hub.connect(who, cancel.clone()),
             outgoing,
             cancel,
@@ -147,6 +152,20 @@ impl Registry {
             .map(|entry| {
                 entry.claim.cancel.cancel();
                 entry.claim.node.clone()
+            })
+            .collect()
+    }
+
+    /// Closes the sessions that were opened with a certificate that was revoked; their nodes.
+    pub fn cut_off_revoked(&self, is_revoked: impl Fn(&PeerCertificate) -> bool) -> Vec<String> {
+        let by_node = self.lock();
+        let revoked = by_node.values().map(|entry| &entry.claim).filter(|claim| {
+            !claim.cancel.is_cancelled() && claim.certificate.as_deref().is_some_and(&is_revoked)
+        });
+        revoked
+            .map(|claim| {
+                claim.cancel.cancel();
+                claim.node.clone()
             })
             .collect()
     }

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod, Secret, ServiceAccount};
+use timonier_master_core::access::reserved::is_reserved;
 use timonier_master_core::object::namespace_of;
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::secret::{DOCKER_CONFIG_JSON_KEY, RegistryCredentials, registry_credentials};
+use timonier_proto::{Kind, ObjectKey};
 
 /// Names of the secrets that the pod's volumes and variables show.
 pub fn shown(pod: &Pod) -> BTreeSet<&str> {
@@ -44,6 +46,14 @@ fn pulling<'a>(snapshot: &'a Snapshot, pod: &'a Pod) -> &'a [LocalObjectReferenc
     })
 }
 
+/// The secret as pods have it: the cluster's own are not there for them, as whoever may make a pod
+/// would have the cluster.
+pub fn of_pods<'a>(snapshot: &'a Snapshot, namespace: &str, name: &str) -> Option<&'a Secret> {
+    let secret = snapshot.get::<Secret>(namespace, name)?;
+    let key = ObjectKey::new(Kind::Secret, namespace, name);
+    Some(&**secret).filter(|_| !is_reserved(&key))
+}
+
 /// Whether the pod has any use for the secret.
 pub fn uses(snapshot: &Snapshot, pod: &Pod, name: &str) -> bool {
     shown(pod).contains(name) || pulling(snapshot, pod).iter().any(|secret| secret.name == name)
@@ -55,10 +65,30 @@ pub fn registries(snapshot: &Snapshot, pod: &Pod) -> Vec<RegistryCredentials> {
     let namespace = namespace_of(&pod.metadata);
     pulling(snapshot, pod)
         .iter()
-        .filter_map(|reference| snapshot.get::<Secret>(namespace, &reference.name))
+        .filter_map(|reference| of_pods(snapshot, namespace, &reference.name))
         .filter_map(|secret| {
             registry_credentials(&secret.data.as_ref()?.get(DOCKER_CONFIG_JSON_KEY)?.0)
         })
         .flatten()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use timonier_proto::Kinded;
+
+    use super::*;
+
+    #[test]
+    fn no_pod_is_given_the_cluster_s_own_secrets() {
+        let secret = |namespace: &str, name: &str| -> Secret {
+            let meta = serde_json::json!({"name": name, "namespace": namespace});
+            serde_json::from_value(serde_json::json!({"metadata": meta})).unwrap()
+        };
+        let all = [("kube-system", "timonier-ca"), ("kube-system", "db"), ("team", "timonier-ca")];
+        let objects = all.map(|(namespace, name)| secret(namespace, name).into_object());
+        let state = Snapshot::rebuild(1, objects, []);
+        let given = all.map(|(namespace, name)| of_pods(&state, namespace, name).is_some());
+        assert_eq!(given, [false, true, true]);
+    }
 }

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::registry::{Claim, OUTGOING_MESSAGES_MAX, Registry};
 use super::statuses::{self, Report};
-use super::{Inner, follower, lease, node};
+use super::{Inner, beats, follower, lease, node};
 use crate::caller::Caller;
 use crate::telemetry::Introduction;
 
@@ -48,13 +48,14 @@ pub async fn open(
     let claim = inner.registry.claim(
         &inner.hub,
         Introduction { node: &hello.node_name, agent_id: &hello.agent_id, dial: hello.dial },
+        caller.certificate().cloned(),
         &hello.address,
         outgoing,
         cancel,
     )?;
     // From here on the name is given back whatever happens.
     let guard = Guard { registry: inner.registry.clone(), claim: claim.clone() };
-    let pod_range = node::register(inner, &hello).await?;
+    let pod_range = node::register(inner, &claim, &hello).await?;
     // What the agent is told to run must not be older than what another master told it before.
     inner.store.linearize().await.map_err(ApiError::from)?;
     // Silence counts from here: registering may have taken its time.
@@ -168,7 +169,7 @@ async fn read(inner: Arc<Inner>, guard: Guard, mut incoming: Streaming<AgentMess
                 continue;
             }
             Up::Beats(beats) => {
-                claim.link.latency(beats);
+                claim.link.latency(beats::own(&inner.store.snapshot(), &claim.node, beats));
                 continue;
             }
             Up::Hello(_) => break "the agent said Hello twice".to_owned(),

@@ -3,13 +3,15 @@
 //! An agent speaks for the pods bound to its node and for no others; what it says of a pod that is
 //! gone or is another incarnation by now is dropped. A pod's phase never goes back.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use timonier_master_core::object::{is_ending, is_finished, node_of, phase, uid_of};
+use timonier_master_core::ipam::Range;
+use timonier_master_core::object::{is_ending, is_finished, name_of, node_of, phase, uid_of};
 use timonier_master_core::op::{Op, Precondition, Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::v1::master_message::Message as Down;
@@ -161,6 +163,7 @@ fn plan_one(snapshot: &Snapshot, node: &str, update: &PodStatusUpdate) -> Option
     if old == "Running" && new == "Pending" {
         status.phase = Some(old.to_owned());
     }
+    keep_own_addresses(snapshot, node, pod, &mut status);
     if pod.status.as_ref() == Some(&status) {
         return None;
     }
@@ -177,9 +180,79 @@ fn plan_one(snapshot: &Snapshot, node: &str, update: &PodStatusUpdate) -> Option
     Some(Op::ReplaceStatus(wanted.into_object()))
 }
 
+/// Drops addresses that are not the pod's to have: traffic of a service would go wherever a node that
+/// lies wants it. A pod of the host's network has the node's address, any other one of its range;
+/// what was stored before stays, as a node that registers anew may get another range.
+fn keep_own_addresses(snapshot: &Snapshot, node: &str, pod: &Pod, status: &mut PodStatus) {
+    let Some(host) = snapshot.get::<Node>("", node) else { return };
+    let range = host.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref());
+    let range = range.and_then(|range| Range::parse(range).ok());
+    let is_on_host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+    let stored = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
+    let is_own = |address: &str| {
+        stored == Some(address)
+            || match is_on_host {
+                true => internal_address(host) == Some(address),
+                false => range
+                    .zip(address.parse::<Ipv4Addr>().ok())
+                    .is_some_and(|(range, address)| range.contains(address)),
+            }
+    };
+    if let Some(address) = status.pod_ip.take_if(|address| !address.is_empty() && !is_own(address))
+    {
+        let pod = name_of(&pod.metadata);
+        tracing::warn!(node, pod, address, "the agent tells an address that is not its pod's");
+    }
+    if let Some(addresses) = &mut status.pod_ips {
+        addresses.retain(|address| is_own(&address.ip));
+    }
+}
+
+fn internal_address(node: &Node) -> Option<&str> {
+    let mut addresses = node.status.as_ref()?.addresses.iter().flatten();
+    addresses.find(|address| address.type_ == "InternalIP").map(|found| found.address.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_has_an_address_of_its_node_s_only() {
+        let node: Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.1.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+        }))
+        .unwrap();
+        let kept = |host_network: bool, stored: &str, told: &str| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
+                "spec": {"nodeName": "n1", "containers": [], "hostNetwork": host_network},
+                "status": {"podIP": stored},
+            }))
+            .unwrap();
+            let state = Snapshot::rebuild(1, [node.clone().into_object(), pod.into_object()], []);
+            let status = serde_json::json!({
+                "phase": "Running", "podIP": told, "podIPs": [{"ip": told}, {"ip": "1.1.1.1"}],
+            });
+            let status_json = status.to_string().into();
+            let update = PodStatusUpdate { status_json, ..update("u1", "", false) };
+            let Some(Op::ReplaceStatus(object)) = plan_one(&state, "n1", &update) else { panic!() };
+            let status = object.get::<Pod>().unwrap().status.clone().unwrap();
+            let all = status.pod_ips.unwrap().into_iter().map(|one| one.ip).collect::<Vec<_>>();
+            assert_eq!(all, status.pod_ip.clone().into_iter().collect::<Vec<_>>());
+            status.pod_ip.is_some()
+        };
+        assert!(kept(false, "", "10.244.1.9"));
+        assert!(!kept(false, "", "10.244.2.9"));
+        assert!(!kept(false, "", "10.96.0.1"));
+        assert!(!kept(false, "", "192.0.2.1"));
+        assert!(!kept(false, "", "fd00::1"));
+        assert!(kept(true, "", "192.0.2.1"));
+        assert!(!kept(true, "", "10.244.1.9"));
+        // The range of before.
+        assert!(kept(false, "10.244.7.9", "10.244.7.9"));
+    }
 
     fn state(deleting: bool, phase: &str) -> Snapshot {
         let mut value = serde_json::json!({

@@ -90,6 +90,18 @@ impl Master {
         .await
     }
 
+    /// One that a replica set of that name controls.
+    async fn pod_of(&self, set: &str, name: &str, node: &str) -> Object {
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set,
+            "uid": "r", "controller": true}]);
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "ownerReferences": owner},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
+        });
+        self.create(Kind::Pod, pod).await
+    }
+
     async fn dial(&self, hello: Hello) -> Result<ScriptedAgent, Status> {
         let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap();
         let mut client = AgentClient::new(channel.connect().await.unwrap());
@@ -224,7 +236,8 @@ async fn assignments_are_complete_once_then_increments_in_a_chain() {
     let master = Master::start(DEADLINE).await;
     let old = master.pod("old", "n1").await;
     master.pod("elsewhere", "n2").await;
-    let mut agent = master.dial(hello("n1", "a1")).await.unwrap();
+    let hello = Hello { pod_range: "10.244.1.0/24".into(), ..hello("n1", "a1") };
+    let mut agent = master.dial(hello).await.unwrap();
     agent.welcome().await;
     let complete = agent.assignments().await;
     assert!(complete.complete);
@@ -372,6 +385,7 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
         assert_eq!(frame.nodes[0].pods[0].usage.as_ref(), Some(&usage));
     }
 
+    master.pod_of("shop", "web-1", "n1").await;
     let request = BeatsRequest { namespace: "default".into(), name: "web".into() };
     let mut beats = master.hub.beats(master.store.clone(), request);
     master
@@ -381,7 +395,7 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
                 "apiVersion": "autoscaling.timonier.io/v1", "kind": "LatencyAutoscaler",
                 "metadata": {"name": "web", "namespace": "default"},
                 "spec": {
-                    "scaleTargetRef": {"kind": "Deployment", "name": "shop"},
+                    "scaleTargetRef": {"kind": "ReplicaSet", "name": "shop"},
                     "latencyMilliseconds": 5,
                 },
             }),
@@ -404,4 +418,20 @@ async fn telemetry_reaches_those_who_watch_and_a_lost_agent_is_noticed() {
     drop(agent);
     eventually("the loss of the agent", || master.hub.connected() == 0).await;
     assert!(!master.hub.signals(jiff::Timestamp::now()).nodes["n1"].connected);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_ends_the_session_that_was_opened_with_it() {
+    let master = Master::start(DEADLINE).await;
+    let mut stolen = master.dial(hello("n1", "a1")).await.unwrap();
+    let mut other = master.dial(hello("n2", "a2")).await.unwrap();
+    stolen.welcome().await;
+    other.welcome().await;
+    let mut at = other.assignments().await.results_in;
+    // Those who play agents here show certificates of 1970.
+    crate::pki::revoke(&master.store, "system:node:n1", 1_000, i64::MAX).await.unwrap();
+    while let Ok(Some(_)) = timeout(DEADLINE, stolen.down.message()).await.unwrap() {}
+    eventually("the other session to be the only one", || master.hub.connected() == 1).await;
+    master.pod("new", "n2").await;
+    other.until(&mut at, |told| !told.pods.is_empty()).await;
 }

@@ -25,7 +25,9 @@ use crate::{
 };
 
 /// Clocks may differ by so much; a certificate is valid from so long before it was made.
-const CLOCK_SKEW_S: i64 = 300;
+pub(crate) const CLOCK_SKEW_S: i64 = 300;
+/// A short life begins so small a part of it before it was made.
+pub(crate) const CLOCK_SKEW_PART: i64 = 12;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const SERIAL_BYTES: usize = 16;
 /// Certificates are signed by the newest CA only, so a few are enough.
@@ -353,7 +355,7 @@ fn serial() -> Result<[u8; SERIAL_BYTES], String> {
 fn validity(now: i64, valid: Duration) -> Result<(OffsetDateTime, OffsetDateTime), IdentityError> {
     let seconds = i64::try_from(valid.as_secs()).unwrap_or(i64::MAX / 2);
     // A short life begins now, so that two thirds of it are still to come.
-    let skew = CLOCK_SKEW_S.min(seconds / 12);
+    let skew = CLOCK_SKEW_S.min(seconds / CLOCK_SKEW_PART);
     Ok((date(now - skew)?, date(now.saturating_add(seconds))?))
 }
 

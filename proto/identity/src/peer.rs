@@ -2,6 +2,7 @@
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::authority::{CLOCK_SKEW_PART, CLOCK_SKEW_S};
 use crate::identity::certificates;
 use crate::{GROUP_MASTERS, GROUP_NODES, IdentityError, MASTER_PREFIX, NODE_PREFIX};
 
@@ -66,8 +67,38 @@ impl PeerCertificate {
         self.node().is_none() && self.master().is_none()
     }
 
+    /// When it was signed: it is valid from a little earlier, as clocks differ.
+    pub fn issued_at(&self) -> i64 {
+        let life = self.not_after - self.not_before;
+        self.not_before + CLOCK_SKEW_S.min(life / (CLOCK_SKEW_PART + 1))
+    }
+
+    /// For how long it was signed, in seconds.
+    pub fn validity_s(&self) -> u64 {
+        u64::try_from(self.not_after - self.issued_at()).unwrap_or_default()
+    }
+
     /// When two thirds of its life are over: time to renew it.
     pub fn renew_at(&self) -> i64 {
         self.not_before + (self.not_after - self.not_before) * 2 / 3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Authority, Lifetimes, Subject};
+
+    #[test]
+    fn a_certificate_tells_when_and_for_how_long_it_was_signed() {
+        let now = 1_800_000_000;
+        let authority = Authority::create(now, &Lifetimes::default()).unwrap();
+        for seconds in [1, 6, 12, 23, 60, 3_599, 3_600, 3_601, 90 * 86_400] {
+            let signed = authority.issue(&Subject::node("n1"), now, Duration::from_secs(seconds));
+            let read = PeerCertificate::from_pem(&signed.unwrap().chain_pem).unwrap();
+            assert_eq!((read.issued_at(), read.validity_s()), (now, seconds));
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod defaults;
 pub mod escalation;
+pub mod reserved;
 mod rules;
 #[cfg(test)]
 mod tests;

@@ -301,3 +301,56 @@ fn default_roles_are_completed_and_left_alone_where_asked() {
     assert_eq!(object.kind(), Kind::ClusterRole);
     crate::admission::validate(&object).unwrap();
 }
+
+#[test]
+fn the_cluster_s_own_secrets_are_for_those_who_have_the_cluster() {
+    let everywhere = |role: &str, name: &str| {
+        json!({"kind": "ClusterRoleBinding", "metadata": {"name": format!("c-{role}-{name}")},
+            "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": role},
+            "subjects": [person(name)]})
+    };
+    let cluster = cluster(json!([
+        everywhere("edit", "ed"),
+        everywhere("admin", "ada"),
+        everywhere("cluster-admin", "root"),
+        {"kind": "RoleBinding", "metadata": {"name": "all", "namespace": "kube-system"},
+            "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [person("local")]},
+    ]));
+    let state = &cluster.snapshot;
+    let on = |namespace: &str, name: &str| Attributes::on("get", Kind::Secret, namespace, name);
+    for name in
+        ["timonier-ca", "service-account-signing-keys", "revoked-certificates", "join-token-x"]
+    {
+        let asked = on("kube-system", name);
+        for who in ["ed", "ada", "local", "nobody"] {
+            let error = reserved::require(state, &user(who), &asked).unwrap_err();
+            assert_eq!(error.reason, Reason::Forbidden);
+            assert!(error.message.contains("one of the cluster's own secrets"), "{error:?}");
+        }
+        reserved::require(state, &user("root"), &asked).unwrap();
+        let own = UserInfo::authenticated("x", vec![SUPERUSERS.to_owned()]);
+        reserved::require(state, &own, &asked).unwrap();
+        assert!(reserved::is_reserved(&timonier_proto::ObjectKey::new(
+            Kind::Secret,
+            "kube-system",
+            name
+        )));
+    }
+    // `edit` could read and write them otherwise, and reads and writes the others.
+    assert!(authorize(state, &user("ed"), &on("kube-system", "timonier-ca")).allowed);
+    for (namespace, name) in [("team", "timonier-ca"), ("kube-system", "db"), ("kube-system", "")] {
+        reserved::require(state, &user("ed"), &on(namespace, name)).unwrap();
+    }
+    let map = Attributes::on("get", Kind::ConfigMap, "kube-system", "timonier-ca");
+    reserved::require(state, &user("ed"), &map).unwrap();
+    // A name that the master completes is told by its beginning.
+    let new = |meta: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta});
+        let object = decode(&object).unwrap();
+        reserved::require_to_create(state, &user("ed"), &object).is_ok()
+    };
+    assert!(!new(json!({"generateName": "join-token-", "namespace": "kube-system"})));
+    assert!(!new(json!({"name": "timonier-ca", "namespace": "kube-system"})));
+    assert!(new(json!({"generateName": "db-", "namespace": "kube-system"})));
+}

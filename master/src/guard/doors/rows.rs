@@ -78,11 +78,12 @@ pub fn reads() -> Vec<Row> {
         row("Control/ListRules", v1::ListRulesRequest::default(), "tvenoms"),
         row("Control/WhoAmI", v1::WhoAmIRequest {}, "tvenoms"),
         row("Join/Join", v1::JoinRequest::default(), "atvenoms"),
-        row("Join/Renew", v1::RenewRequest::default(), "venos"),
+        row("Join/Renew", v1::RenewRequest::default(), "no"),
         row("Join/Follow", v1::FollowRequest {}, "venoms"),
         row("Trust/Status", v1::CertificateStatusRequest {}, "ms"),
         row("Trust/RenewAuthority", v1::RenewAuthorityRequest {}, "ms"),
         row("Trust/Issue", v1::IssueRequest::default(), "ms"),
+        row("Trust/Revoke", v1::RevokeRequest::default(), "ms"),
     ]
 }
 
