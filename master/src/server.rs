@@ -264,8 +264,10 @@ async fn serve(
     doors: Doors,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let tokens = Arc::new(StoreTokens(doors.store.clone()));
+    let callers = CallerLayer::new(tokens).telling(doors.guard.clone());
     builder()
-        .layer(CallerLayer::new(Arc::new(StoreTokens(doors.store.clone()))))
+        .layer(callers)
         .layer(doors.guard.layer())
         .add_service(doors.door.service())
         .add_service(doors.sessions.service())

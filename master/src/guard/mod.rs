@@ -24,12 +24,12 @@ use std::time::Instant;
 use timonier_master_core::access::{self, Attributes, UserInfo};
 use timonier_proto::{ApiError, Reason};
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
+use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Status};
 
-use crate::caller::Caller;
+use crate::caller::{Caller, Refusals, Refused};
 use crate::incoming::Connection;
 use crate::store::Store;
 
@@ -81,16 +81,17 @@ impl Guard {
     /// What the table asks of whoever calls this path.
     async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<(), ApiError> {
         let caller = caller(parts.extensions);
+        let user = user_of(&caller);
+        // First of all, as each refusal after it is written down: the rate bounds the log, too. That
+        // somebody asks too often is not written, or it would fill the log.
+        let (acts_as_another, source) = (acting::is_asked(parts.headers), parts.source());
+        self.inner.buckets.take(&user, acts_as_another, source, Instant::now())?;
         let outcome = self.check(path, &caller, parts);
         let fixed = outcome.as_ref().ok().and_then(|need| need.audited());
-        // Who asks too often would fill the log with nothing but that.
-        let refused = |error: &ApiError| error.reason != Reason::TooManyRequests;
-        if outcome.as_ref().err().is_some_and(refused) || fixed.is_some() {
-            let user = user_of(&caller);
+        if outcome.is_err() || fixed.is_some() {
             let acting = parts.extensions.get::<Acting>().cloned();
             let acting = acting.unwrap_or(Acting { user, by: None });
             let asked: Vec<Attributes> = fixed.into_iter().collect();
-            let source = parts.source();
             let result = outcome.as_ref().map(drop).map_err(Clone::clone);
             let record = Record::new(&acting, path, &asked, result.as_ref(), source, parts.id());
             self.inner.audit.write(record).await;
@@ -108,10 +109,6 @@ impl Guard {
             ApiError::new(Reason::Forbidden, format!("{path} is no method of this master"))
         })?;
         let acting = acting::of(user_of(caller), parts.headers, &self.inner.store.snapshot())?;
-        // What masters pass on was counted where it came in.
-        if !(matches!(need, Need::Masters) && caller.is_master()) {
-            self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
-        }
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
             Need::Fixed(asked) => self.require(&acting.user, &[asked()]),
@@ -150,7 +147,7 @@ fn user_of(caller: &Caller) -> UserInfo {
 
 /// Of an HTTP request, without its body.
 struct Parts<'a> {
-    headers: &'a tonic::codegen::http::HeaderMap,
+    headers: &'a HeaderMap,
     extensions: &'a mut Extensions,
 }
 
@@ -160,7 +157,30 @@ impl Parts<'_> {
     }
 
     fn id(&self) -> &str {
-        self.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+        id(self.headers)
+    }
+}
+
+fn id(headers: &HeaderMap) -> &str {
+    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+}
+
+impl Refusals for Guard {
+    /// Whoever shows what is no good is nobody, and has the rate of nobody.
+    fn refused(&self, refused: Refused) -> futures::future::BoxFuture<'static, Status> {
+        let guard = self.clone();
+        Box::pin(async move {
+            let Refused { path, headers, source, why } = refused;
+            let nobody = Acting { user: UserInfo::anonymous(), by: None };
+            let Inner { buckets, audit, .. } = &*guard.inner;
+            if let Err(error) = buckets.take(&nobody.user, false, source, Instant::now()) {
+                return error.into();
+            }
+            let error = ApiError::from_grpc(&why);
+            let record = Record::new(&nobody, &path, &[], Err(&error), source, id(&headers));
+            audit.write(record).await;
+            why
+        })
     }
 }
 

@@ -4,14 +4,12 @@
 //! end it; what one connection may have open at a time is bounded for all (`grpc::limits`).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use timonier_master_core::access::{ANONYMOUS, MASTERS};
+use timonier_master_core::access::{ANONYMOUS, MASTERS, UserInfo};
 use timonier_proto::{ApiError, Reason};
-
-use super::Acting;
 
 /// Callers that are told apart; when there are more, those who have not asked for longest begin anew.
 const CALLERS_MAX: usize = 16_384;
@@ -41,20 +39,20 @@ pub struct Buckets {
 }
 
 impl Buckets {
+    /// `user` is who asks, also where he asks to act as another: it costs him his own.
     pub(super) fn take(
         &self,
-        acting: &Acting,
+        user: &UserInfo,
+        acts_as_another: bool,
         source: Option<SocketAddr>,
         now: Instant,
     ) -> Result<(), ApiError> {
-        let user = &acting.user;
-        // Who acts as another spends his own.
-        let name = acting.by.as_ref().unwrap_or(&user.name);
-        if acting.by.is_none() && (user.is_superuser() || user.in_group(MASTERS)) {
+        if !acts_as_another && (user.is_superuser() || user.in_group(MASTERS)) {
             return Ok(());
         }
+        let name = &user.name;
         let (key, rate) = match name == ANONYMOUS {
-            true => (source.map(|s| s.ip().to_string()).unwrap_or_default(), UNKNOWN),
+            true => (source.map(|s| network(s.ip()).to_string()).unwrap_or_default(), UNKNOWN),
             false => (format!("user {name}"), KNOWN),
         };
         let wait = self.take_from(key, rate, now);
@@ -95,6 +93,17 @@ impl Buckets {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// What counts as one address: of IPv6 the network, as each host has 2⁶⁴ of them to ask from.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -1,10 +1,140 @@
-//! The table against the services, and the buckets against hostile callers.
+//! The table against the services, and the layers and buckets against hostile callers.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use timonier_identity::{PeerCertificate, Subject};
+use tonic::Code;
+use tower_layer::Layer;
+
 use super::rate::{KNOWN, UNKNOWN};
 use super::*;
+use crate::caller::{CallerLayer, FindCaller};
+use crate::store::StoreConfig;
+use crate::tokens::StoreTokens;
+
+/// Written down last, so that all before it is in the log.
+const LAST_PATH: &str = "/timonier.v1.Control/Last";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A method behind the guard: answers what it is made of.
+#[derive(Clone)]
+struct Method(fn() -> Body);
+
+impl Service<Request<Body>> for Method {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        std::future::ready(Ok(Response::new((self.0)())))
+    }
+}
+
+/// A method behind the layers that every call passes.
+struct Layers {
+    service: FindCaller<Guarded<Method>>,
+    store: Store,
+    folder: tempfile::TempDir,
+}
+
+impl Layers {
+    async fn around(method: fn() -> Body) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let guard = Guard::start(store.clone(), folder.path()).unwrap();
+        let callers = CallerLayer::new(Arc::new(StoreTokens(store.clone())));
+        let service = callers.telling(guard.clone()).layer(guard.layer().layer(Method(method)));
+        Self { service, store, folder }
+    }
+
+    /// The code of the answer's head, and the answer.
+    async fn call(&mut self, path: &str, from: &Connection, shown: &Shown) -> (Code, Body) {
+        let mut request = Request::builder().uri(path).extension(from.clone());
+        if let Some((name, value)) = shown {
+            request = request.header(*name, value);
+        }
+        let answer = self.service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let status = Status::from_header_map(answer.headers());
+        (status.map_or(Code::Ok, |status| status.code()), answer.into_body())
+    }
+
+    async fn log(&self) -> String {
+        let path = self.folder.path().join("audit.log");
+        let read = async {
+            loop {
+                let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+                if text.contains("\"method\":\"Last\"") {
+                    return text;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, read).await.expect("the last call is written down")
+    }
+}
+
+type Shown = Option<(&'static str, String)>;
+
+fn from(address: &str, peer: Option<Subject>) -> Connection {
+    let peer = peer.map(|subject| PeerCertificate {
+        name: subject.name,
+        groups: subject.groups,
+        serial: "01".into(),
+        issuer: "ca".into(),
+        not_before: 0,
+        not_after: i64::MAX,
+    });
+    Connection { remote: Some(format!("{address}:1").parse().unwrap()), peer: peer.map(Arc::new) }
+}
+
+#[tokio::test]
+async fn refused_calls_are_counted_before_they_are_written_down() {
+    const CALLS: usize = 3_000;
+    let mut layers = Layers::around(Body::empty).await;
+    let root = from("10.0.0.9", Some(Subject::person("root", &[access::SUPERUSERS])));
+    let vera = from("10.0.0.4", Some(Subject::person("vera", &[])));
+    let get = "/timonier.v1.Control/Get";
+    let acts = Some((IMPERSONATE_USER, "root".to_owned()));
+    let hostile: [(&str, Connection, Shown, Rate); 5] = [
+        ("/timonier.v1.Control/Nothing", from("10.0.0.1", None), None, UNKNOWN),
+        (get, from("10.0.0.2", None), acts.clone(), UNKNOWN),
+        (get, from("10.0.0.3", None), Some(("authorization", "Bearer x".to_owned())), UNKNOWN),
+        // Hosts have a network's worth of addresses.
+        ("/timonier.v1.Control/Nothing", from("[2001:db8::0]", None), None, UNKNOWN),
+        (get, vera, acts, KNOWN),
+    ];
+    let mut written = Vec::new();
+    for (path, connection, shown, rate) in &hostile {
+        let (start, mut refused) = (Instant::now(), 0_u32);
+        for call in 0..CALLS {
+            let mut connection = connection.clone();
+            if let Some(SocketAddr::V6(source)) = &mut connection.remote {
+                source.set_ip(format!("2001:db8::{call:x}").parse().unwrap());
+            }
+            match layers.call(path, &connection, shown).await.0 {
+                Code::ResourceExhausted => {}
+                Code::PermissionDenied | Code::Unauthenticated => refused += 1,
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        // However long it took: the rate is what lets them be refused with a reason.
+        let most = rate.burst + start.elapsed().as_secs_f64() * rate.per_second + 1.0;
+        let count = f64::from(refused);
+        assert!(count <= most && count >= rate.burst, "{path}: {refused}, at most {most}");
+        let source = connection.remote.unwrap().to_string();
+        written.push((source.trim_end_matches(":]:1").to_owned(), refused as usize));
+    }
+    layers.call(LAST_PATH, &root, &None).await;
+    let log = layers.log().await;
+    for (source, refused) in written {
+        let source = format!("\"source\":\"{source}");
+        assert_eq!(log.lines().filter(|line| line.contains(&source)).count(), refused, "{source}");
+    }
+    layers.store.shutdown().await.unwrap();
+}
 
 #[test]
 fn every_method_of_every_service_is_in_the_table() {
@@ -47,15 +177,12 @@ fn many_callers_cost_a_bounded_amount() {
 fn superusers_are_never_kept_out() {
     let buckets = Buckets::default();
     let now = Instant::now();
-    let acting = |name: &str, groups: &[&str]| Acting {
-        user: UserInfo::authenticated(name, groups.iter().map(|g| (*g).to_owned()).collect()),
-        by: None,
-    };
-    let admin = acting("admin", &[access::SUPERUSERS]);
-    assert!((0..5_000).all(|_| buckets.take(&admin, None, now).is_ok()));
-    let vera = acting("vera", &[]);
-    assert!((0..5_000).any(|_| buckets.take(&vera, None, now).is_err()));
-    // Acting as another costs one's own tokens.
-    let as_other = Acting { by: Some("vera".to_owned()), ..acting("other", &[]) };
-    assert_eq!(buckets.take(&as_other, None, now).unwrap_err().reason, Reason::TooManyRequests);
+    let admin = UserInfo::authenticated("admin", vec![access::SUPERUSERS.to_owned()]);
+    assert!((0..5_000).all(|_| buckets.take(&admin, false, None, now).is_ok()));
+    let vera = UserInfo::authenticated("vera", Vec::new());
+    assert!((0..5_000).any(|_| buckets.take(&vera, false, None, now).is_err()));
+    // Acting as another costs one's own tokens, those of superusers, too.
+    let refused = buckets.take(&vera, true, None, now).unwrap_err();
+    assert_eq!(refused.reason, Reason::TooManyRequests);
+    assert!((0..5_000).any(|_| buckets.take(&admin, true, None, now).is_err()));
 }
