@@ -34,7 +34,7 @@ use crate::incoming::Connection;
 use crate::store::Store;
 
 pub use acting::{Acting, IMPERSONATE_GROUP, IMPERSONATE_USER};
-pub use audit::{Audit, Record};
+pub use audit::{Audit, OUTCOME_UNKNOWN, Record, Underway};
 pub use rate::{Buckets, Rate};
 pub use table::{METHODS, Need, need};
 
