@@ -191,7 +191,8 @@ impl CallerLayer {
         Self { refusals: Some(Arc::new(refusals)), ..self }
     }
 
-    fn caller(
+    /// Who makes a request with these headers over this connection.
+    pub fn caller(
         &self,
         connection: Option<&Connection>,
         headers: &HeaderMap,

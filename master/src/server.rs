@@ -267,8 +267,8 @@ async fn serve(
     let tokens = Arc::new(StoreTokens(doors.store.clone()));
     let callers = CallerLayer::new(tokens).telling(doors.guard.clone());
     builder()
-        .layer(callers)
-        .layer(doors.guard.layer())
+        .layer(callers.clone())
+        .layer(doors.guard.layer(&callers))
         .add_service(doors.door.service())
         .add_service(doors.sessions.service())
         .add_service(doors.relays.service())

@@ -18,7 +18,7 @@ use tonic::Request;
 use super::propose::decode_into;
 use super::select::{parse_kind, parse_ref};
 use super::{Answer, Inner, limits};
-use crate::guard::{Acting, Guard, Record, source};
+use crate::guard::{Acting, Asked as StreamAsked, Guard, Record, source};
 
 type Asked = Result<Vec<Attributes>, ApiError>;
 
@@ -55,24 +55,27 @@ impl Inner {
         let outcome = audited(&self.guard, request, work).await;
         self.answer(outcome)
     }
+}
 
-    /// The first frame of a stream says what it is about.
-    pub(super) async fn stream_allowed(
-        &self,
-        acting: &Acting,
-        from: Option<std::net::SocketAddr>,
-        request: &StreamRequest,
-    ) -> Result<(), ApiError> {
-        let asked = stream_asks(request);
-        let result = self.guard.require(&acting.user, &asked);
-        let is_plain = matches!(request.request, Some(Stream::Logs(_)));
-        if !is_plain || result.is_err() {
-            let outcome = result.as_ref().map(|()| &());
-            let record = Record::new(acting, "Open", &asked, outcome, from, "");
-            self.guard.audit().write(record).await;
-        }
-        result
+/// The first frame of a stream says what it is about.
+pub(super) async fn stream_allowed(
+    guard: &Guard,
+    acting: &Acting,
+    from: Option<std::net::SocketAddr>,
+    noted: Option<&StreamAsked>,
+    request: &StreamRequest,
+) -> Result<(), ApiError> {
+    let asked = stream_asks(request);
+    let result = guard.require(&acting.user, &asked);
+    let is_plain = matches!(request.request, Some(Stream::Logs(_)));
+    if !is_plain || result.is_err() {
+        let outcome = result.as_ref().map(|()| &());
+        guard.audit().write(Record::new(acting, "Open", &asked, outcome, from, "")).await;
     }
+    if let Some(noted) = noted {
+        noted.note(asked);
+    }
+    result
 }
 
 /// Asks, works, and writes it down; also when the caller goes away, which drops this.
@@ -92,7 +95,7 @@ where
     };
     let is_audited = message.is_audited();
     let is_written = is_audited || acting.by.is_some();
-    if let Err(error) = allowed(guard, &acting, &message) {
+    if let Err(error) = allowed(guard, &acting, &message, extensions.get()) {
         if is_written || error.reason == Reason::Forbidden {
             guard.audit().write(record(&message.summary(), Err(&error))).await;
         }
@@ -112,12 +115,23 @@ where
     outcome
 }
 
-fn allowed<T: Asks>(guard: &Guard, acting: &Acting, message: &T) -> Result<(), ApiError> {
+/// `noted` is a stream's: it is asked again while it goes on.
+fn allowed<T: Asks>(
+    guard: &Guard,
+    acting: &Acting,
+    message: &T,
+    noted: Option<&StreamAsked>,
+) -> Result<(), ApiError> {
     // Of superusers nothing is asked, so that their requests are decoded once only.
     if acting.user.is_superuser() {
         return Ok(());
     }
-    guard.require(&acting.user, &message.asks()?)
+    let asked = message.asks()?;
+    let allowed = guard.require(&acting.user, &asked);
+    if let Some(noted) = noted {
+        noted.note(asked);
+    }
+    allowed
 }
 
 /// In whose name a request acts; the guard has established it.
@@ -355,7 +369,7 @@ mod tests {
     use std::time::Duration;
 
     use futures::FutureExt;
-    use timonier_proto::v1::ObjectRef;
+    use timonier_proto::v1::{LogsRequest, ObjectRef};
 
     use super::*;
     use crate::guard::OUTCOME_UNKNOWN;
@@ -381,6 +395,29 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is written down");
+        store.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_stream_asked_for_is_asked_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let guard = Guard::start(store.clone(), folder.path()).unwrap();
+        let acting = Acting { user: UserInfo::authenticated("vera", Vec::new()), by: None };
+        let watch =
+            WatchRequest { kind: "Pod".into(), namespace: "a".into(), ..Default::default() };
+        let (mut request, asked) = (Request::new(watch), StreamAsked::default());
+        request.extensions_mut().insert(acting.clone());
+        request.extensions_mut().insert(asked.clone());
+        let work = async |_| Ok(());
+        assert_eq!(audited(&guard, request, work).await.unwrap_err().reason, Reason::Forbidden);
+        assert_eq!(asked.get(), [Attributes::on("watch", Kind::Pod, "a", "")]);
+
+        let logs = LogsRequest { namespace: "a".into(), pod: "p".into(), ..Default::default() };
+        let request = StreamRequest { request: Some(Stream::Logs(logs)) };
+        let asked = StreamAsked::default();
+        stream_allowed(&guard, &acting, None, Some(&asked), &request).await.unwrap_err();
+        assert_eq!(asked.get(), [Attributes::on("get", Kind::Pod, "a", "p").part("log")]);
         store.shutdown().await.unwrap();
     }
 }

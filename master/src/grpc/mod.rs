@@ -47,7 +47,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::guard::Evict;
 use self::repeat::RequestId;
-use crate::guard::{Guard, source};
+use crate::guard::{Asked, Guard, source};
 use crate::masters::Masters;
 use crate::pki::Pki;
 use crate::store::Store;
@@ -249,9 +249,11 @@ impl Control for Door {
     async fn open(&self, request: Request<Streaming<StreamFrame>>) -> Answer<Self::OpenStream> {
         let acting = guard::acting(request.extensions());
         let from = source(request.extensions());
+        let noted = request.extensions().get::<Asked>().cloned();
         let origin = Origin::of(&request);
-        let may =
-            async |asked: &StreamRequest| self.inner.stream_allowed(&acting, from, asked).await;
+        let may = async |asked: &StreamRequest| {
+            guard::stream_allowed(&self.inner.guard, &acting, from, noted.as_ref(), asked).await
+        };
         self.inner.streams.open(request.into_inner(), origin, may).await.map(Response::new)
     }
 

@@ -3,13 +3,16 @@
 //! It knows each method by its path ([`table`]); a path that it does not know is refused. It bounds
 //! what one caller may ask a second, establishes in whose name the caller acts, and asks for what
 //! the table says. Where that depends on the request's contents (which object, in which namespace),
-//! the table says so and the door asks, through [`Guard::require`].
+//! the table says so and the door asks, through [`Guard::require`]. Requests have to come in time,
+//! and a stream ends when its caller loses the right to it.
 
 mod acting;
 mod audit;
 #[cfg(test)]
 mod doors;
 mod rate;
+mod receive;
+mod standing;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -29,13 +32,16 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Status};
 
-use crate::caller::{Caller, Refusals, Refused};
+use self::receive::Timely;
+use self::standing::{Standing, Way, WhileStanding};
+use crate::caller::{Caller, CallerLayer, Refusals, Refused};
 use crate::incoming::Connection;
 use crate::store::Store;
 
 pub use acting::{Acting, IMPERSONATE_GROUP, IMPERSONATE_USER};
 pub use audit::{Audit, OUTCOME_UNKNOWN, Record, Underway};
 pub use rate::{Buckets, Rate};
+pub use standing::Asked;
 pub use table::{METHODS, Need, need};
 
 /// Metadata under which a client numbers its writes.
@@ -60,9 +66,9 @@ impl Guard {
         Ok(Self { inner: Arc::new(Inner { store, audit, buckets: Buckets::default() }) })
     }
 
-    /// To be put around every service.
-    pub fn layer(&self) -> GuardLayer {
-        GuardLayer(self.clone())
+    /// To be put around every service; `callers` is the layer before it.
+    pub fn layer(&self, callers: &CallerLayer) -> GuardLayer {
+        GuardLayer { guard: self.clone(), callers: callers.clone() }
     }
 
     /// Whether the user may do all of it, by the state as this master knows it.
@@ -79,7 +85,7 @@ impl Guard {
     }
 
     /// What the table asks of whoever calls this path.
-    async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<(), ApiError> {
+    async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<&'static Need, ApiError> {
         let caller = caller(parts.extensions);
         let user = user_of(&caller);
         // First of all, as each refusal after it is written down: the rate bounds the log, too. That
@@ -96,7 +102,7 @@ impl Guard {
             let record = Record::new(&acting, path, &asked, result.as_ref(), source, parts.id());
             self.inner.audit.write(record).await;
         }
-        outcome.map(drop)
+        outcome
     }
 
     fn check(
@@ -192,20 +198,23 @@ pub fn source(extensions: &Extensions) -> Option<SocketAddr> {
 
 /// Puts the guard around every service of the server.
 #[derive(Clone)]
-pub struct GuardLayer(Guard);
+pub struct GuardLayer {
+    guard: Guard,
+    callers: CallerLayer,
+}
 
 impl<S> tower_layer::Layer<S> for GuardLayer {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: self.0.clone(), inner }
+        Guarded { layer: self.clone(), inner }
     }
 }
 
 /// A service behind the guard.
 #[derive(Clone)]
 pub struct Guarded<S> {
-    guard: Guard,
+    layer: GuardLayer,
     inner: S,
 }
 
@@ -226,17 +235,59 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let guard = self.guard.clone();
+        let layer = self.layer.clone();
         // The service that is ready, not a clone of it, gets the call.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let mut parts = Parts { headers: &head.headers, extensions: &mut head.extensions };
-            match guard.pass(head.uri.path(), &mut parts).await {
-                Ok(()) => inner.call(Request::from_parts(head, body)).await,
-                Err(error) => Ok(Status::from(error).into_http()),
-            }
+            let need = match layer.guard.pass(head.uri.path(), &mut parts).await {
+                Ok(need) => need,
+                Err(error) => return Ok(Status::from(error).into_http()),
+            };
+            let (request_streams, answer_streams) = streamed(head.uri.path());
+            let standing = (request_streams || answer_streams)
+                .then(|| layer.standing(need, &mut parts))
+                .flatten();
+            let body = match &standing {
+                _ if !request_streams => Body::new(Timely::new(body)),
+                Some(standing) => Body::new(WhileStanding::new(body, Way::In, standing.clone())),
+                None => body,
+            };
+            let answer = inner.call(Request::from_parts(head, body)).await?;
+            Ok(match standing {
+                Some(standing) if answer_streams => {
+                    answer.map(|body| Body::new(WhileStanding::new(body, Way::Out, standing)))
+                }
+                _ => answer,
+            })
         })
     }
+}
+
+impl GuardLayer {
+    /// By what right the stream of a call that is past the guard goes on. Those of machines last as
+    /// long as their connections, which outlive the certificates that they were opened with.
+    fn standing(&self, need: &'static Need, parts: &mut Parts<'_>) -> Option<Arc<Standing>> {
+        if matches!(need, Need::Nodes | Need::Masters) {
+            return None;
+        }
+        let asked = Asked::default();
+        parts.extensions.insert(asked.clone());
+        Some(Arc::new(Standing {
+            guard: self.guard.clone(),
+            callers: self.callers.clone(),
+            connection: parts.extensions.get::<Connection>().cloned(),
+            headers: parts.headers.clone(),
+            need,
+            asked,
+        }))
+    }
+}
+
+/// Whether the method's request is a stream, and whether its answer is.
+fn streamed(path: &str) -> (bool, bool) {
+    let row = timonier_proto::STREAMED.iter().find(|(known, ..)| *known == path);
+    row.map_or((false, false), |(_, request, answer)| (*request, *answer))
 }

@@ -1,17 +1,26 @@
 //! The table against the services, and the layers and buckets against hostile callers.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use http_body::{Body as _, Frame};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde_json::json;
 use timonier_identity::{PeerCertificate, Subject};
+use timonier_master_core::op::{Op, Txn};
+use timonier_proto::{Kind, Kinded, ObjectKey};
 use tonic::Code;
 use tower_layer::Layer;
 
 use super::rate::{KNOWN, UNKNOWN};
+use super::receive::RECEIVE_DEADLINE;
+use super::standing::RECHECK_INTERVAL;
 use super::*;
 use crate::caller::{CallerLayer, FindCaller};
 use crate::store::StoreConfig;
-use crate::tokens::StoreTokens;
+use crate::tokens::{self, StoreTokens};
 
 /// Written down last, so that all before it is in the log.
 const LAST_PATH: &str = "/timonier.v1.Control/Last";
@@ -19,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A method behind the guard: answers what it is made of.
 #[derive(Clone)]
-struct Method(fn() -> Body);
+struct Method(fn(Request<Body>) -> Body);
 
 impl Service<Request<Body>> for Method {
     type Response = Response<Body>;
@@ -28,9 +37,32 @@ impl Service<Request<Body>> for Method {
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
-    fn call(&mut self, _: Request<Body>) -> Self::Future {
-        std::future::ready(Ok(Response::new((self.0)())))
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        std::future::ready(Ok(Response::new((self.0)(request))))
     }
+}
+
+/// A body of which nothing ever comes.
+struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = bytes::Bytes;
+    type Error = Status;
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        Poll::Pending
+    }
+}
+
+/// What comes of a body next; an end by trailers is one by that error.
+async fn next(body: &mut Body) -> Option<Result<bytes::Bytes, Status>> {
+    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
+    Some(frame.and_then(|frame| match frame.into_data() {
+        Ok(data) => Ok(data),
+        Err(frame) => Err(Status::from_header_map(&frame.into_trailers().unwrap()).unwrap()),
+    }))
 }
 
 /// A method behind the layers that every call passes.
@@ -41,12 +73,13 @@ struct Layers {
 }
 
 impl Layers {
-    async fn around(method: fn() -> Body) -> Self {
+    async fn around(method: fn(Request<Body>) -> Body) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
         let guard = Guard::start(store.clone(), folder.path()).unwrap();
         let callers = CallerLayer::new(Arc::new(StoreTokens(store.clone())));
-        let service = callers.telling(guard.clone()).layer(guard.layer().layer(Method(method)));
+        let callers = callers.telling(guard.clone());
+        let service = callers.layer(guard.layer(&callers).layer(Method(method)));
         Self { service, store, folder }
     }
 
@@ -56,7 +89,7 @@ impl Layers {
         if let Some((name, value)) = shown {
             request = request.header(*name, value);
         }
-        let answer = self.service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let answer = self.service.call(request.body(Body::new(Silent)).unwrap()).await.unwrap();
         let status = Status::from_header_map(answer.headers());
         (status.map_or(Code::Ok, |status| status.code()), answer.into_body())
     }
@@ -93,7 +126,7 @@ fn from(address: &str, peer: Option<Subject>) -> Connection {
 #[tokio::test]
 async fn refused_calls_are_counted_before_they_are_written_down() {
     const CALLS: usize = 3_000;
-    let mut layers = Layers::around(Body::empty).await;
+    let mut layers = Layers::around(|_| Body::empty()).await;
     let root = from("10.0.0.9", Some(Subject::person("root", &[access::SUPERUSERS])));
     let vera = from("10.0.0.4", Some(Subject::person("vera", &[])));
     let get = "/timonier.v1.Control/Get";
@@ -133,7 +166,88 @@ async fn refused_calls_are_counted_before_they_are_written_down() {
         let source = format!("\"source\":\"{source}");
         assert_eq!(log.lines().filter(|line| line.contains(&source)).count(), refused, "{source}");
     }
+    let mut guessed = log.lines().filter(|line| line.contains("10.0.0.3"));
+    assert!(guessed.all(|line| line.contains(r#""result":"Unauthorized""#)), "{log}");
     layers.store.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_one_message_has_to_come_in_time() {
+    // Hands the request back, so that it can be looked at.
+    let mut layers = Layers::around(Request::into_body).await;
+    let somebody = from("10.0.0.1", None);
+    let (_, mut unary) = layers.call("/timonier.v1.Control/Create", &somebody, &None).await;
+    let (_, mut stream) = layers.call("/timonier.v1.Control/Open", &somebody, &None).await;
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    let late = next(&mut unary).await.unwrap().unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    assert!(started.elapsed() >= RECEIVE_DEADLINE);
+    let quiet = tokio::time::timeout(RECEIVE_DEADLINE * 10, next(&mut stream)).await;
+    assert!(quiet.is_err(), "a stream may be silent for as long as it likes");
+    tokio::time::resume();
+    layers.store.shutdown().await.unwrap();
+}
+
+/// The service account robot of team may watch pods there.
+async fn robot(store: &Store) -> Shown {
+    let meta = json!({"name": "robot", "namespace": "team"});
+    let account: ServiceAccount = serde_json::from_value(json!({"metadata": meta})).unwrap();
+    let rbac = "rbac.authorization.k8s.io";
+    let rules = json!([{"verbs": ["watch"], "apiGroups": [""], "resources": ["pods"]}]);
+    let role: Role = serde_json::from_value(json!({"metadata": meta, "rules": rules})).unwrap();
+    let binding: RoleBinding = serde_json::from_value(json!({"metadata": meta,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "robot"},
+        "subjects": [{"kind": "ServiceAccount", "name": "robot", "namespace": "team"}]}))
+    .unwrap();
+    let objects = [
+        tokens::new_keys().unwrap().into_object(),
+        account.into_object(),
+        role.into_object(),
+        binding.into_object(),
+    ];
+    let now = jiff::Timestamp::now();
+    let ops = objects.map(|object| crate::stamp::stamp(Op::Create(object), now));
+    store.commit(Txn::of(ops.to_vec())).await.unwrap();
+    let state = store.snapshot();
+    let account = state.get::<ServiceAccount>("team", "robot").unwrap();
+    let signed = tokens::sign(&state, account, &[], None, 0, now).unwrap();
+    Some(("authorization", format!("Bearer {}", signed.0)))
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_right_to_it() {
+    let may_watch = |request: Request<Body>| {
+        let asked = request.extensions().get::<Asked>().expect("streams are asked again");
+        asked.note(vec![Attributes::on("watch", Kind::Pod, "team", "")]);
+        request.into_body()
+    };
+    let (watch, open) = ("/timonier.v1.Control/Watch", "/timonier.v1.Control/Open");
+    for (kind, code) in
+        [(Kind::RoleBinding, Code::PermissionDenied), (Kind::ServiceAccount, Code::Unauthenticated)]
+    {
+        // What is sent, and what is heard: Open's request goes the way of the answer here.
+        let mut layers = Layers::around(may_watch).await;
+        let shown = robot(&layers.store).await;
+        let somewhere = from("10.0.0.1", None);
+        let (_, mut heard) = layers.call(watch, &somewhere, &shown).await;
+        let (_, mut sent) = layers.call(open, &somewhere, &shown).await;
+        tokio::time::pause();
+        let goes_on = tokio::time::timeout(RECHECK_INTERVAL * 10, next(&mut sent)).await;
+        assert!(goes_on.is_err(), "{goes_on:?}");
+        tokio::time::resume();
+        let key = ObjectKey::new(kind, "team", "robot");
+        layers.store.commit(Txn::of(vec![Op::Remove { key, uid: None }])).await.unwrap();
+        tokio::time::pause();
+        for body in [&mut heard, &mut sent] {
+            let ended = next(body).await.unwrap().unwrap_err();
+            assert_eq!(ended.code(), code, "{ended}");
+            assert!(ended.message().starts_with("the stream has ended before its time: "));
+            assert!(next(body).await.is_none());
+        }
+        tokio::time::resume();
+        layers.store.shutdown().await.unwrap();
+    }
 }
 
 #[test]
