@@ -4,10 +4,11 @@
 //! end it; what one connection may have open at a time is bounded for all (`grpc::limits`).
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use timonier_identity::network;
 use timonier_master_core::access::{ANONYMOUS, MASTERS, UserInfo};
 use timonier_proto::{ApiError, Reason};
 
@@ -93,17 +94,6 @@ impl Buckets {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// What counts as one address: of IPv6 the network, as each host has 2⁶⁴ of them to ask from.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
