@@ -5,9 +5,11 @@
 //! gets here: the handshake refuses it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::future::{BoxFuture, Either, FutureExt, Map};
 use timonier_identity::{
     ANONYMOUS, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, PeerCertificate, unix_now,
 };
@@ -170,18 +172,40 @@ impl TokenReview for NoTokens {
     }
 }
 
+/// Hears of the requests that are refused here: nobody behind the layer does.
+pub trait Refusals: Send + Sync + 'static {
+    /// What is answered: the refusal, or that there were too many of them.
+    fn refused(&self, refused: Refused) -> BoxFuture<'static, Status>;
+}
+
+/// A request that showed something that is no good.
+#[derive(Debug)]
+pub struct Refused {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub source: Option<SocketAddr>,
+    pub why: Status,
+}
+
 /// Puts a [`Caller`] into each request, or refuses it where what it shows is no good.
 #[derive(Clone)]
 pub struct CallerLayer {
     tokens: Arc<dyn TokenReview>,
+    refusals: Option<Arc<dyn Refusals>>,
 }
 
 impl CallerLayer {
     pub fn new(tokens: Arc<dyn TokenReview>) -> Self {
-        Self { tokens }
+        Self { tokens, refusals: None }
     }
 
-    fn caller(
+    /// Has the refusals counted and written down.
+    pub fn telling(self, refusals: impl Refusals) -> Self {
+        Self { refusals: Some(Arc::new(refusals)), ..self }
+    }
+
+    /// Who makes a request with these headers over this connection.
+    pub fn caller(
         &self,
         connection: Option<&Connection>,
         headers: &HeaderMap,
@@ -240,6 +264,13 @@ impl<S> Layer<S> for CallerLayer {
     }
 }
 
+/// The answer of a request that goes no further.
+type Answered<R, E> = Map<BoxFuture<'static, Status>, fn(Status) -> Result<R, E>>;
+
+fn answered<R: Default, E>(status: Status) -> Result<http::Response<R>, E> {
+    Ok(status.into_http())
+}
+
 /// [`CallerLayer`] around a service.
 #[derive(Debug, Clone)]
 pub struct FindCaller<S> {
@@ -254,26 +285,31 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future =
-        futures::future::Either<S::Future, std::future::Ready<Result<S::Response, S::Error>>>;
+    type Future = Either<S::Future, Answered<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        use futures::future::Either;
         let connection = request.extensions().get::<Connection>();
-        match self.layer.caller(connection, request.headers()) {
+        let why = match self.layer.caller(connection, request.headers()) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
-                Either::Left(self.inner.call(request))
+                return Either::Left(self.inner.call(request));
             }
-            Err(status) => {
-                let refused = status.into_http::<R>();
-                Either::Right(std::future::ready(Ok(refused)))
-            }
-        }
+            Err(why) => why,
+        };
+        let answer = match &self.layer.refusals {
+            None => std::future::ready(why).boxed(),
+            Some(refusals) => refusals.refused(Refused {
+                path: request.uri().path().to_owned(),
+                source: connection.and_then(|connection| connection.remote),
+                headers: std::mem::take(request.headers_mut()),
+                why,
+            }),
+        };
+        Either::Right(answer.map(answered::<R, S::Error> as fn(Status) -> _))
     }
 }
 

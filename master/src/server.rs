@@ -257,9 +257,11 @@ async fn serve(
     doors: Doors,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let tokens = Arc::new(StoreTokens(doors.store.clone()));
+    let callers = CallerLayer::new(tokens).telling(doors.guard.clone());
     builder()
-        .layer(CallerLayer::new(Arc::new(StoreTokens(doors.store.clone()))))
-        .layer(doors.guard.layer())
+        .layer(callers.clone())
+        .layer(doors.guard.layer(&callers))
         .add_service(doors.door.service())
         .add_service(doors.sessions.service())
         .add_service(doors.relays.service())

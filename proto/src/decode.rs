@@ -58,6 +58,10 @@ pub fn decode(value: &Value) -> Result<Object, ApiError> {
     if !unknown.is_empty() {
         return Err(unknown_fields(kind, name, &unknown));
     }
+    let decoded = decoded.map_err(|error| match kind {
+        Kind::Secret => error.discreet(),
+        _ => error,
+    });
     decoded.map(|object| as_stored(object, has_fraction(value))).map_err(|error| {
         let mut refusal = bad(format!("{} {error}", subject(kind, name)));
         if let Some(hint) = &error.hint {

@@ -12,6 +12,8 @@ pub mod v1 {
 
 /// The path of every method of every service, as compiled: `/timonier.v1.Control/Get`.
 pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+/// The paths of the methods with streams: whether the request is one, and the answer.
+pub const STREAMED: &[(&str, bool, bool)] = include!(concat!(env!("OUT_DIR"), "/streamed.rs"));
 
 pub mod backup;
 pub mod compiled;

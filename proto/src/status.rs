@@ -11,6 +11,8 @@ pub enum Reason {
     Conflict,
     Invalid,
     BadRequest,
+    /// Who asks showed nothing that is good.
+    Unauthorized,
     Forbidden,
     Expired,
     TooManyRequests,
@@ -28,6 +30,7 @@ const TABLE: &[(Reason, &str, i32, i32)] = &[
     (Reason::Conflict, "Conflict", 409, 10),
     (Reason::Invalid, "Invalid", 422, 3),
     (Reason::BadRequest, "BadRequest", 400, 3),
+    (Reason::Unauthorized, "Unauthorized", 401, 16),
     (Reason::Forbidden, "Forbidden", 403, 7),
     (Reason::Expired, "Expired", 410, 11),
     (Reason::TooManyRequests, "TooManyRequests", 429, 8),

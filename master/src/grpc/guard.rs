@@ -12,13 +12,13 @@ use timonier_proto::v1::{
     GetRequest, ListRequest, MonitorRequest, PatchRequest, StreamRequest, UpdateRequest,
     WatchRequest, write_op,
 };
-use timonier_proto::{ApiError, DEFAULT_NAMESPACE, Kind, Object};
+use timonier_proto::{ApiError, DEFAULT_NAMESPACE, Kind, Object, Reason};
 use tonic::Request;
 
 use super::propose::decode_into;
 use super::select::{parse_kind, parse_ref};
 use super::{Answer, Inner, limits};
-use crate::guard::{Acting, Record, source};
+use crate::guard::{Acting, Asked as StreamAsked, Guard, Record, source};
 
 type Asked = Result<Vec<Attributes>, ApiError>;
 
@@ -52,63 +52,87 @@ impl Inner {
     where
         F: Future<Output = Result<R, ApiError>>,
     {
-        let (metadata, extensions, message) = request.into_parts();
-        let acting = acting(&extensions);
-        let is_audited = message.is_audited();
-        let mut asked = Vec::new();
-        let outcome = match self.allowed(&acting, &message) {
-            Ok(()) => {
-                if is_audited {
-                    asked = message.summary();
-                }
-                ACTING.scope(acting.clone(), work(message)).await
-            }
-            Err(error) => {
-                asked = message.summary();
-                Err(error)
-            }
-        };
-        let denied =
-            matches!(&outcome, Err(error) if error.reason == timonier_proto::Reason::Forbidden);
-        if is_audited || denied || acting.by.is_some() {
-            let id = metadata.get("timonier-request-id").and_then(|id| id.to_str().ok());
-            let result = outcome.as_ref().map(|_| &());
-            let from = source(&extensions);
-            let record =
-                Record::new(&acting, T::METHOD, &asked, result, from, id.unwrap_or_default());
-            self.guard.audit().write(record).await;
-        }
+        let outcome = audited(&self.guard, request, work).await;
         self.answer(outcome)
     }
+}
 
-    fn allowed<T: Asks>(&self, acting: &Acting, message: &T) -> Result<(), ApiError> {
-        // Of superusers nothing is asked, so that their requests are decoded once only.
-        if acting.user.is_superuser() {
-            return Ok(());
-        }
-        let asked = message.asks()?;
-        self.guard.require(&acting.user, &asked)?;
-        let snapshot = self.store.snapshot();
-        asked.iter().try_for_each(|asked| reserved::require(&snapshot, &acting.user, asked))
+/// The first frame of a stream says what it is about.
+pub(super) async fn stream_allowed(
+    guard: &Guard,
+    acting: &Acting,
+    from: Option<std::net::SocketAddr>,
+    noted: Option<&StreamAsked>,
+    request: &StreamRequest,
+) -> Result<(), ApiError> {
+    let asked = stream_asks(request);
+    let result = guard.require(&acting.user, &asked);
+    let is_plain = matches!(request.request, Some(Stream::Logs(_)));
+    if !is_plain || result.is_err() {
+        let outcome = result.as_ref().map(|()| &());
+        guard.audit().write(Record::new(acting, "Open", &asked, outcome, from, "")).await;
     }
+    if let Some(noted) = noted {
+        noted.note(asked);
+    }
+    result
+}
 
-    /// The first frame of a stream says what it is about.
-    pub(super) async fn stream_allowed(
-        &self,
-        acting: &Acting,
-        from: Option<std::net::SocketAddr>,
-        request: &StreamRequest,
-    ) -> Result<(), ApiError> {
-        let asked = stream_asks(request);
-        let result = self.guard.require(&acting.user, &asked);
-        let is_plain = matches!(request.request, Some(Stream::Logs(_)));
-        if !is_plain || result.is_err() {
-            let outcome = result.as_ref().map(|()| &());
-            let record = Record::new(acting, "Open", &asked, outcome, from, "");
-            self.guard.audit().write(record).await;
+/// Asks, works, and writes it down; also when the caller goes away, which drops this.
+async fn audited<T: Asks, R, F>(
+    guard: &Guard,
+    request: Request<T>,
+    work: impl FnOnce(T) -> F,
+) -> Result<R, ApiError>
+where
+    F: Future<Output = Result<R, ApiError>>,
+{
+    let (metadata, extensions, message) = request.into_parts();
+    let (acting, from) = (acting(&extensions), source(&extensions));
+    let id = metadata.get("timonier-request-id").and_then(|id| id.to_str().ok());
+    let record = |asked: &[Attributes], result: Result<&(), &ApiError>| {
+        Record::new(&acting, T::METHOD, asked, result, from, id.unwrap_or_default())
+    };
+    let is_audited = message.is_audited();
+    let is_written = is_audited || acting.by.is_some();
+    if let Err(error) = allowed(guard, &acting, &message, extensions.get()) {
+        if is_written || error.reason == Reason::Forbidden {
+            guard.audit().write(record(&message.summary(), Err(&error))).await;
         }
-        result
+        return Err(error);
     }
+    let asked = if is_audited { message.summary() } else { Vec::new() };
+    let underway = is_written.then(|| guard.audit().begin(record(&asked, Ok(&()))));
+    let outcome = ACTING.scope(acting.clone(), work(message)).await;
+    let result = outcome.as_ref().map(|_| &());
+    match (underway, result) {
+        (Some(underway), result) => underway.end(result).await,
+        (None, Err(error)) if error.reason == Reason::Forbidden => {
+            guard.audit().write(record(&asked, Err(error))).await;
+        }
+        (None, _) => {}
+    }
+    outcome
+}
+
+/// `noted` is a stream's: it is asked again while it goes on.
+fn allowed<T: Asks>(
+    guard: &Guard,
+    acting: &Acting,
+    message: &T,
+    noted: Option<&StreamAsked>,
+) -> Result<(), ApiError> {
+    // Of superusers nothing is asked, so that their requests are decoded once only.
+    if acting.user.is_superuser() {
+        return Ok(());
+    }
+    let asked = message.asks()?;
+    let allowed =
+        guard.require(&acting.user, &asked).and_then(|()| guard.spare_own(&acting.user, &asked));
+    if let Some(noted) = noted {
+        noted.note(asked);
+    }
+    allowed
 }
 
 /// In whose name a request acts; the guard has established it.
@@ -344,5 +368,63 @@ fn stream_asks(request: &StreamRequest) -> Vec<Attributes> {
         }
         // Refused by the method; only who may do everything gets so far.
         Some(Stream::Image(_)) | None => vec![Attributes::on("*", Kind::Pod, "", "")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use timonier_proto::v1::{LogsRequest, ObjectRef};
+
+    use super::*;
+    use crate::guard::OUTCOME_UNKNOWN;
+    use crate::store::{Store, StoreConfig};
+
+    #[tokio::test]
+    async fn a_write_whose_caller_goes_away_is_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let guard = Guard::start(store.clone(), folder.path()).unwrap();
+        let r#ref = ObjectRef { kind: "Secret".into(), namespace: "a".into(), name: "s".into() };
+        let mut request = Request::new(DeleteRequest { r#ref: Some(r#ref), ..Default::default() });
+        let user = UserInfo::authenticated("root", vec!["system:masters".to_owned()]);
+        request.extensions_mut().insert(Acting { user, by: None });
+        // The write is proposed, and its answer does not come before the caller resets the stream.
+        let work = |_| std::future::pending::<Result<(), ApiError>>();
+        assert!(audited(&guard, request, work).now_or_never().is_none());
+        let line = format!(r#""asked":["delete secrets s in a"],"result":"{OUTCOME_UNKNOWN}""#);
+        let written = async {
+            let path = folder.path().join("audit.log");
+            while !tokio::fs::read_to_string(&path).await.unwrap_or_default().contains(&line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is written down");
+        store.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_stream_asked_for_is_asked_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let guard = Guard::start(store.clone(), folder.path()).unwrap();
+        let acting = Acting { user: UserInfo::authenticated("vera", Vec::new()), by: None };
+        let watch =
+            WatchRequest { kind: "Pod".into(), namespace: "a".into(), ..Default::default() };
+        let (mut request, asked) = (Request::new(watch), StreamAsked::default());
+        request.extensions_mut().insert(acting.clone());
+        request.extensions_mut().insert(asked.clone());
+        let work = async |_| Ok(());
+        assert_eq!(audited(&guard, request, work).await.unwrap_err().reason, Reason::Forbidden);
+        assert_eq!(asked.get(), [Attributes::on("watch", Kind::Pod, "a", "")]);
+
+        let logs = LogsRequest { namespace: "a".into(), pod: "p".into(), ..Default::default() };
+        let request = StreamRequest { request: Some(Stream::Logs(logs)) };
+        let asked = StreamAsked::default();
+        stream_allowed(&guard, &acting, None, Some(&asked), &request).await.unwrap_err();
+        assert_eq!(asked.get(), [Attributes::on("get", Kind::Pod, "a", "p").part("log")]);
+        store.shutdown().await.unwrap();
     }
 }

@@ -25,9 +25,11 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::{Stream, StreamExt};
 use timonier_master_core::world::Settings;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{
@@ -39,7 +41,7 @@ use timonier_proto::v1::{
     PatchRequest, RotateEncryptionRequest, StreamFrame, StreamRequest, UpdateRequest, WatchRequest,
     WhoAmIReply, WhoAmIRequest,
 };
-use timonier_proto::{ApiError, MASTERS_HEADER, MESSAGE_BYTES_MAX};
+use timonier_proto::{ApiError, MASTERS_HEADER, MESSAGE_BYTES_MAX, Reason};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
@@ -47,7 +49,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::guard::Evict;
 use self::repeat::RequestId;
-use crate::guard::{Guard, source};
+use crate::guard::{Asked, Guard, source};
 use crate::masters::Masters;
 use crate::pki::Pki;
 use crate::store::Store;
@@ -79,6 +81,7 @@ struct Inner {
     /// Held while a pod is evicted, so that evictions of one budget do not race.
     evicting: Mutex<()>,
     watches: Arc<Semaphore>,
+    monitors: Arc<Semaphore>,
     backups: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -97,6 +100,8 @@ pub struct DoorParts {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
+/// What agents measure, as it comes in.
+type Measured<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Door {
     pub fn new(parts: DoorParts) -> Self {
@@ -114,6 +119,7 @@ impl Door {
                 allocating: Mutex::const_new(()),
                 evicting: Mutex::const_new(()),
                 watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
+                monitors: Arc::new(Semaphore::new(limits::MONITORS_MAX)),
                 backups: Arc::new(Semaphore::new(limits::BACKUPS_MAX)),
                 shutdown,
             }),
@@ -129,6 +135,22 @@ impl Door {
 }
 
 impl Inner {
+    /// A stream of what agents measure, if there is a place for another; it has it to its end.
+    fn watched<T: 'static>(
+        &self,
+        stream: impl FnOnce() -> Measured<T>,
+    ) -> Result<Measured<T>, ApiError> {
+        let place = self.monitors.clone().try_acquire_owned().map_err(|_| {
+            let why = format!("monitor: {} monitors are open already", limits::MONITORS_MAX);
+            ApiError::new(Reason::TooManyRequests, why)
+        })?;
+        let keep = move |item| {
+            let _ = &place;
+            item
+        };
+        Ok(Box::pin(stream().map(keep)))
+    }
+
     /// Tells people's tools where the other masters are, should this one go.
     fn answer<T>(&self, result: Result<T, ApiError>) -> Answer<T> {
         let mut response = Response::new(result?);
@@ -231,17 +253,17 @@ impl Control for Door {
     type MonitorStream = FrameStream;
 
     async fn monitor(&self, request: Request<MonitorRequest>) -> Answer<Self::MonitorStream> {
-        let store = self.inner.store.clone();
-        self.inner
-            .guarded(request, async |request| Ok(self.inner.hub.monitor(store, request)))
-            .await
+        let Inner { hub, store, .. } = &*self.inner;
+        let work = async |request| self.inner.watched(|| hub.monitor(store.clone(), request));
+        self.inner.guarded(request, work).await
     }
 
     type BeatsStream = BeatStream;
 
     async fn beats(&self, request: Request<BeatsRequest>) -> Answer<Self::BeatsStream> {
-        let store = self.inner.store.clone();
-        self.inner.guarded(request, async |request| Ok(self.inner.hub.beats(store, request))).await
+        let Inner { hub, store, .. } = &*self.inner;
+        let work = async |request| self.inner.watched(|| hub.beats(store.clone(), request));
+        self.inner.guarded(request, work).await
     }
 
     type OpenStream = ClientFrames;
@@ -249,9 +271,11 @@ impl Control for Door {
     async fn open(&self, request: Request<Streaming<StreamFrame>>) -> Answer<Self::OpenStream> {
         let acting = guard::acting(request.extensions());
         let from = source(request.extensions());
+        let noted = request.extensions().get::<Asked>().cloned();
         let origin = Origin::of(&request);
-        let may =
-            async |asked: &StreamRequest| self.inner.stream_allowed(&acting, from, asked).await;
+        let may = async |asked: &StreamRequest| {
+            guard::stream_allowed(&self.inner.guard, &acting, from, noted.as_ref(), asked).await
+        };
         self.inner.streams.open(request.into_inner(), origin, may).await.map(Response::new)
     }
 

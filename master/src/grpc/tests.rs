@@ -8,14 +8,15 @@ use timonier_identity::Subject;
 use timonier_proto::v1::control_client::ControlClient;
 use timonier_proto::v1::watch_event::Type;
 use timonier_proto::v1::{
-    ApplyRequest, CommitRequest, CreateRequest, DeleteRequest, GetRequest, ListRequest, ObjectRef,
-    PatchRequest, UpdateRequest, WatchEvent, WatchRequest, WriteOp, apply_reply, patch_request,
-    write_op,
+    ApplyRequest, CommitRequest, CreateRequest, DeleteRequest, GetRequest, ListRequest,
+    MonitorRequest, ObjectRef, PatchRequest, UpdateRequest, WatchEvent, WatchRequest, WriteOp,
+    apply_reply, patch_request, write_op,
 };
 use timonier_proto::{ApiError, REQUEST_ID_HEADER, Reason};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::limits;
 use crate::{Config, Master, RunningMaster};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -688,5 +689,26 @@ async fn the_cluster_s_own_secrets_are_not_for_editors() {
         }
     }
     assert_eq!(told, ["db", "last"]);
+    bench.master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn monitors_are_bounded() {
+    let bench = Bench::start().await;
+    let rarely = MonitorRequest { interval_ms: 3_600_000, ..Default::default() };
+    let open = || {
+        let (mut client, request) = (bench.client.clone(), rarely.clone());
+        async move { client.monitor(request).await.map(Response::into_inner) }
+    };
+    let mut monitors = Vec::new();
+    for _ in 0..limits::MONITORS_MAX {
+        monitors.push(open().await.unwrap());
+    }
+    refused(open().await, expect!["TooManyRequests: monitor: 256 monitors are open already"]);
+    // The place of one that ends is free again.
+    monitors.pop();
+    let again = async { while open().await.is_err() {} };
+    tokio::time::timeout(DEADLINE, again).await.expect("there is a place again");
+    drop(monitors);
     bench.master.shutdown().await.unwrap();
 }

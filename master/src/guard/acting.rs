@@ -22,6 +22,11 @@ pub struct Acting {
     pub by: Option<String>,
 }
 
+/// Whether the request asks to act as another.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    headers.contains_key(IMPERSONATE_USER) || headers.contains_key(IMPERSONATE_GROUP)
+}
+
 /// Whom the request acts as; a refusal where the caller may not.
 pub(super) fn of(
     own: UserInfo,

@@ -42,6 +42,9 @@ const OBJECTS_MAX: usize = 16;
 /// Bytes of a text that a client chose.
 const TEXT_BYTES_MAX: usize = 256;
 
+/// The result of a request whose caller went away before its answer: it may have been done.
+pub const OUTCOME_UNKNOWN: &str = "OutcomeUnknown";
+
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,7 +64,7 @@ pub struct Record {
     /// Objects beyond those in `asked`.
     #[serde(skip_serializing_if = "is_zero")]
     pub more: usize,
-    /// `ok`, or Kubernetes' reason.
+    /// `ok`, Kubernetes' reason, or [`OUTCOME_UNKNOWN`].
     pub result: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
@@ -94,7 +97,7 @@ impl Record {
             method: bounded(path.rsplit('/').next().unwrap_or(path)),
             asked: asked.iter().take(OBJECTS_MAX).map(|a| bounded(&a.to_string())).collect(),
             more: asked.len().saturating_sub(OBJECTS_MAX),
-            result: result.map_or_else(|error| error.reason.as_str(), |()| "ok").to_owned(),
+            result: outcome(result),
             source: source.map(|source| source.to_string()).unwrap_or_default(),
             request_id: bounded(request_id),
         }
@@ -133,6 +136,10 @@ impl Entrant {
     }
 }
 
+fn outcome(result: Result<&(), &ApiError>) -> String {
+    result.map_or_else(|error| error.reason.as_str(), |()| "ok").to_owned()
+}
+
 /// Where records go. Clones write to the same log; it ends when the last is dropped.
 #[derive(Debug, Clone)]
 pub struct Audit {
@@ -157,6 +164,12 @@ impl Audit {
         Ok(Self { queue, lost })
     }
 
+    /// Before a request is worked on, with its record but for the result.
+    pub fn begin(&self, record: Record) -> Underway {
+        let record = Record { result: OUTCOME_UNKNOWN.to_owned(), ..record };
+        Underway { audit: self.clone(), record: Some(record) }
+    }
+
     /// Hands the record over; returns when there was room for it.
     pub async fn write(&self, record: Record) {
         let record = match self.queue.try_send(record) {
@@ -165,6 +178,49 @@ impl Audit {
         };
         if self.queue.send_timeout(record, ROOM_DEADLINE).await.is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A request that is being worked on. Its caller may go away at any moment, and what works on it is
+/// dropped then, though the write may have been proposed already; so that is a record, too.
+#[must_use = "its record is written at the end"]
+#[derive(Debug)]
+pub struct Underway {
+    audit: Audit,
+    record: Option<Record>,
+}
+
+impl Underway {
+    /// Writes down what came of it; returns when there was room for it.
+    pub async fn end(mut self, result: Result<&(), &ApiError>) {
+        if let Some(record) = &mut self.record {
+            record.time = Timestamp::now();
+            record.result = outcome(result);
+        }
+        // The record stays here until there is room: one may go away while waiting for that, too.
+        let room = tokio::time::timeout(ROOM_DEADLINE, self.audit.queue.reserve()).await;
+        match (room, self.record.take()) {
+            (Ok(Ok(room)), Some(record)) => room.send(record),
+            _ => {
+                self.audit.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let Some(record) = self.record.take() else { return };
+        let Err(error) = self.audit.queue.try_send(record) else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                let (audit, record) = (self.audit.clone(), error.into_inner());
+                runtime.spawn(async move { audit.write(record).await });
+            }
+            Err(_) => {
+                self.audit.lost.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }

@@ -3,13 +3,16 @@
 //! It knows each method by its path ([`table`]); a path that it does not know is refused. It bounds
 //! what one caller may ask a second, establishes in whose name the caller acts, and asks for what
 //! the table says. Where that depends on the request's contents (which object, in which namespace),
-//! the table says so and the door asks, through [`Guard::require`].
+//! the table says so and the door asks, through [`Guard::require`]. Requests have to come in time,
+//! and a stream ends when its caller loses the right to it.
 
 mod acting;
 mod audit;
 #[cfg(test)]
 mod doors;
 mod rate;
+mod receive;
+mod standing;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -21,21 +24,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use timonier_master_core::access::{self, Attributes, UserInfo};
+use timonier_master_core::access::{self, Attributes, UserInfo, reserved};
 use timonier_proto::{ApiError, Reason};
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
+use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Status};
 
-use crate::caller::Caller;
+use self::receive::Timely;
+use self::standing::{Standing, Way, WhileStanding};
+use crate::caller::{Caller, CallerLayer, Refusals, Refused};
 use crate::incoming::Connection;
 use crate::store::Store;
 
 pub use acting::{Acting, IMPERSONATE_GROUP, IMPERSONATE_USER};
-pub use audit::{Audit, Entrant, Record};
+pub use audit::{Audit, Entrant, OUTCOME_UNKNOWN, Record, Underway};
 pub use rate::{Buckets, Rate};
+pub use standing::Asked;
 pub use table::{METHODS, Need, need};
 
 /// Metadata under which a client numbers its writes.
@@ -60,9 +66,9 @@ impl Guard {
         Ok(Self { inner: Arc::new(Inner { store, audit, buckets: Buckets::default() }) })
     }
 
-    /// To be put around every service.
-    pub fn layer(&self) -> GuardLayer {
-        GuardLayer(self.clone())
+    /// To be put around every service; `callers` is the layer before it.
+    pub fn layer(&self, callers: &CallerLayer) -> GuardLayer {
+        GuardLayer { guard: self.clone(), callers: callers.clone() }
     }
 
     /// Whether the user may do all of it, by the state as this master knows it.
@@ -74,28 +80,35 @@ impl Guard {
         asked.iter().try_for_each(|asked| access::require(&snapshot, user, asked))
     }
 
+    /// Refuses what names one of the cluster's own secrets to those who do not have the cluster.
+    pub fn spare_own(&self, user: &UserInfo, asked: &[Attributes]) -> Result<(), ApiError> {
+        let snapshot = self.inner.store.snapshot();
+        asked.iter().try_for_each(|asked| reserved::require(&snapshot, user, asked))
+    }
+
     pub fn audit(&self) -> &Audit {
         &self.inner.audit
     }
 
     /// What the table asks of whoever calls this path.
-    async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<(), ApiError> {
+    async fn pass(&self, path: &str, parts: &mut Parts<'_>) -> Result<&'static Need, ApiError> {
         let caller = caller(parts.extensions);
+        let user = user_of(&caller);
+        // First of all, as each refusal after it is written down: the rate bounds the log, too. That
+        // somebody asks too often is not written, or it would fill the log.
+        let (acts_as_another, source) = (acting::is_asked(parts.headers), parts.source());
+        self.inner.buckets.take(&user, acts_as_another, source, Instant::now())?;
         let outcome = self.check(path, &caller, parts);
         let fixed = outcome.as_ref().ok().and_then(|need| need.audited());
-        // Who asks too often would fill the log with nothing but that.
-        let refused = |error: &ApiError| error.reason != Reason::TooManyRequests;
-        if outcome.as_ref().err().is_some_and(refused) || fixed.is_some() {
-            let user = user_of(&caller);
+        if outcome.is_err() || fixed.is_some() {
             let acting = parts.extensions.get::<Acting>().cloned();
             let acting = acting.unwrap_or(Acting { user, by: None });
             let asked: Vec<Attributes> = fixed.into_iter().collect();
-            let source = parts.source();
             let result = outcome.as_ref().map(drop).map_err(Clone::clone);
             let record = Record::new(&acting, path, &asked, result.as_ref(), source, parts.id());
             self.inner.audit.write(record).await;
         }
-        outcome.map(drop)
+        outcome
     }
 
     fn check(
@@ -108,10 +121,6 @@ impl Guard {
             ApiError::new(Reason::Forbidden, format!("{path} is no method of this master"))
         })?;
         let acting = acting::of(user_of(caller), parts.headers, &self.inner.store.snapshot())?;
-        // What masters pass on was counted where it came in.
-        if !(matches!(need, Need::Masters) && caller.is_master()) {
-            self.inner.buckets.take(&acting, parts.source(), Instant::now())?;
-        }
         let allowed = match need {
             Need::Objects | Need::Anyone => Ok(()),
             Need::Fixed(asked) | Need::Told(asked) => self.require(&acting.user, &[asked()]),
@@ -150,7 +159,7 @@ fn user_of(caller: &Caller) -> UserInfo {
 
 /// Of an HTTP request, without its body.
 struct Parts<'a> {
-    headers: &'a tonic::codegen::http::HeaderMap,
+    headers: &'a HeaderMap,
     extensions: &'a mut Extensions,
 }
 
@@ -160,7 +169,30 @@ impl Parts<'_> {
     }
 
     fn id(&self) -> &str {
-        self.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+        id(self.headers)
+    }
+}
+
+fn id(headers: &HeaderMap) -> &str {
+    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+}
+
+impl Refusals for Guard {
+    /// Whoever shows what is no good is nobody, and has the rate of nobody.
+    fn refused(&self, refused: Refused) -> futures::future::BoxFuture<'static, Status> {
+        let guard = self.clone();
+        Box::pin(async move {
+            let Refused { path, headers, source, why } = refused;
+            let nobody = Acting { user: UserInfo::anonymous(), by: None };
+            let Inner { buckets, audit, .. } = &*guard.inner;
+            if let Err(error) = buckets.take(&nobody.user, false, source, Instant::now()) {
+                return error.into();
+            }
+            let error = ApiError::from_grpc(&why);
+            let record = Record::new(&nobody, &path, &[], Err(&error), source, id(&headers));
+            audit.write(record).await;
+            why
+        })
     }
 }
 
@@ -172,20 +204,23 @@ pub fn source(extensions: &Extensions) -> Option<SocketAddr> {
 
 /// Puts the guard around every service of the server.
 #[derive(Clone)]
-pub struct GuardLayer(Guard);
+pub struct GuardLayer {
+    guard: Guard,
+    callers: CallerLayer,
+}
 
 impl<S> tower_layer::Layer<S> for GuardLayer {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: self.0.clone(), inner }
+        Guarded { layer: self.clone(), inner }
     }
 }
 
 /// A service behind the guard.
 #[derive(Clone)]
 pub struct Guarded<S> {
-    guard: Guard,
+    layer: GuardLayer,
     inner: S,
 }
 
@@ -206,17 +241,59 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let guard = self.guard.clone();
+        let layer = self.layer.clone();
         // The service that is ready, not a clone of it, gets the call.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let mut parts = Parts { headers: &head.headers, extensions: &mut head.extensions };
-            match guard.pass(head.uri.path(), &mut parts).await {
-                Ok(()) => inner.call(Request::from_parts(head, body)).await,
-                Err(error) => Ok(Status::from(error).into_http()),
-            }
+            let need = match layer.guard.pass(head.uri.path(), &mut parts).await {
+                Ok(need) => need,
+                Err(error) => return Ok(Status::from(error).into_http()),
+            };
+            let (request_streams, answer_streams) = streamed(head.uri.path());
+            let standing = (request_streams || answer_streams)
+                .then(|| layer.standing(need, &mut parts))
+                .flatten();
+            let body = match &standing {
+                _ if !request_streams => Body::new(Timely::new(body)),
+                Some(standing) => Body::new(WhileStanding::new(body, Way::In, standing.clone())),
+                None => body,
+            };
+            let answer = inner.call(Request::from_parts(head, body)).await?;
+            Ok(match standing {
+                Some(standing) if answer_streams => {
+                    answer.map(|body| Body::new(WhileStanding::new(body, Way::Out, standing)))
+                }
+                _ => answer,
+            })
         })
     }
+}
+
+impl GuardLayer {
+    /// By what right the stream of a call that is past the guard goes on. Those of machines last as
+    /// long as their connections, which outlive the certificates that they were opened with.
+    fn standing(&self, need: &'static Need, parts: &mut Parts<'_>) -> Option<Arc<Standing>> {
+        if matches!(need, Need::Nodes | Need::Masters) {
+            return None;
+        }
+        let asked = Asked::default();
+        parts.extensions.insert(asked.clone());
+        Some(Arc::new(Standing {
+            guard: self.guard.clone(),
+            callers: self.callers.clone(),
+            connection: parts.extensions.get::<Connection>().cloned(),
+            headers: parts.headers.clone(),
+            need,
+            asked,
+        }))
+    }
+}
+
+/// Whether the method's request is a stream, and whether its answer is.
+fn streamed(path: &str) -> (bool, bool) {
+    let row = timonier_proto::STREAMED.iter().find(|(known, ..)| *known == path);
+    row.map_or((false, false), |(_, request, answer)| (*request, *answer))
 }

@@ -8,10 +8,9 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use timonier_master_core::access::{ANONYMOUS, MASTERS};
+use timonier_identity::network;
+use timonier_master_core::access::{ANONYMOUS, MASTERS, UserInfo};
 use timonier_proto::{ApiError, Reason};
-
-use super::Acting;
 
 /// Callers that are told apart; when there are more, those who have not asked for longest begin anew.
 const CALLERS_MAX: usize = 16_384;
@@ -41,20 +40,20 @@ pub struct Buckets {
 }
 
 impl Buckets {
+    /// `user` is who asks, also where he asks to act as another: it costs him his own.
     pub(super) fn take(
         &self,
-        acting: &Acting,
+        user: &UserInfo,
+        acts_as_another: bool,
         source: Option<SocketAddr>,
         now: Instant,
     ) -> Result<(), ApiError> {
-        let user = &acting.user;
-        // Who acts as another spends his own.
-        let name = acting.by.as_ref().unwrap_or(&user.name);
-        if acting.by.is_none() && (user.is_superuser() || user.in_group(MASTERS)) {
+        if !acts_as_another && (user.is_superuser() || user.in_group(MASTERS)) {
             return Ok(());
         }
+        let name = &user.name;
         let (key, rate) = match name == ANONYMOUS {
-            true => (source.map(|s| s.ip().to_string()).unwrap_or_default(), UNKNOWN),
+            true => (source.map(|s| network(s.ip()).to_string()).unwrap_or_default(), UNKNOWN),
             false => (format!("user {name}"), KNOWN),
         };
         let wait = self.take_from(key, rate, now);

@@ -1,10 +1,254 @@
-//! The table against the services, and the buckets against hostile callers.
+//! The table against the services, and the layers and buckets against hostile callers.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use http_body::{Body as _, Frame};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde_json::json;
+use timonier_identity::{PeerCertificate, Subject};
+use timonier_master_core::op::{Op, Txn};
+use timonier_proto::{Kind, Kinded, ObjectKey};
+use tonic::Code;
+use tower_layer::Layer;
+
 use super::rate::{KNOWN, UNKNOWN};
+use super::receive::RECEIVE_DEADLINE;
+use super::standing::RECHECK_INTERVAL;
 use super::*;
+use crate::caller::{CallerLayer, FindCaller};
+use crate::store::StoreConfig;
+use crate::tokens::{self, StoreTokens};
+
+/// Written down last, so that all before it is in the log.
+const LAST_PATH: &str = "/timonier.v1.Control/Last";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A method behind the guard: answers what it is made of.
+#[derive(Clone)]
+struct Method(fn(Request<Body>) -> Body);
+
+impl Service<Request<Body>> for Method {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        std::future::ready(Ok(Response::new((self.0)(request))))
+    }
+}
+
+/// A body of which nothing ever comes.
+struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = bytes::Bytes;
+    type Error = Status;
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        Poll::Pending
+    }
+}
+
+/// What comes of a body next; an end by trailers is one by that error.
+async fn next(body: &mut Body) -> Option<Result<bytes::Bytes, Status>> {
+    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
+    Some(frame.and_then(|frame| match frame.into_data() {
+        Ok(data) => Ok(data),
+        Err(frame) => Err(Status::from_header_map(&frame.into_trailers().unwrap()).unwrap()),
+    }))
+}
+
+/// A method behind the layers that every call passes.
+struct Layers {
+    service: FindCaller<Guarded<Method>>,
+    store: Store,
+    folder: tempfile::TempDir,
+}
+
+impl Layers {
+    async fn around(method: fn(Request<Body>) -> Body) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let guard = Guard::start(store.clone(), folder.path()).unwrap();
+        let callers = CallerLayer::new(Arc::new(StoreTokens(store.clone())));
+        let callers = callers.telling(guard.clone());
+        let service = callers.layer(guard.layer(&callers).layer(Method(method)));
+        Self { service, store, folder }
+    }
+
+    /// The code of the answer's head, and the answer.
+    async fn call(&mut self, path: &str, from: &Connection, shown: &Shown) -> (Code, Body) {
+        let mut request = Request::builder().uri(path).extension(from.clone());
+        if let Some((name, value)) = shown {
+            request = request.header(*name, value);
+        }
+        let answer = self.service.call(request.body(Body::new(Silent)).unwrap()).await.unwrap();
+        let status = Status::from_header_map(answer.headers());
+        (status.map_or(Code::Ok, |status| status.code()), answer.into_body())
+    }
+
+    async fn log(&self) -> String {
+        let path = self.folder.path().join("audit.log");
+        let read = async {
+            loop {
+                let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+                if text.contains("\"method\":\"Last\"") {
+                    return text;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, read).await.expect("the last call is written down")
+    }
+}
+
+type Shown = Option<(&'static str, String)>;
+
+fn from(address: &str, peer: Option<Subject>) -> Connection {
+    let peer = peer.map(|subject| PeerCertificate {
+        name: subject.name,
+        groups: subject.groups,
+        serial: "01".into(),
+        issuer: "ca".into(),
+        not_before: 0,
+        not_after: i64::MAX,
+    });
+    Connection { remote: Some(format!("{address}:1").parse().unwrap()), peer: peer.map(Arc::new) }
+}
+
+#[tokio::test]
+async fn refused_calls_are_counted_before_they_are_written_down() {
+    const CALLS: usize = 3_000;
+    let mut layers = Layers::around(|_| Body::empty()).await;
+    let root = from("10.0.0.9", Some(Subject::person("root", &[access::SUPERUSERS])));
+    let vera = from("10.0.0.4", Some(Subject::person("vera", &[])));
+    let get = "/timonier.v1.Control/Get";
+    let acts = Some((IMPERSONATE_USER, "root".to_owned()));
+    let hostile: [(&str, Connection, Shown, Rate); 5] = [
+        ("/timonier.v1.Control/Nothing", from("10.0.0.1", None), None, UNKNOWN),
+        (get, from("10.0.0.2", None), acts.clone(), UNKNOWN),
+        (get, from("10.0.0.3", None), Some(("authorization", "Bearer x".to_owned())), UNKNOWN),
+        // Hosts have a network's worth of addresses.
+        ("/timonier.v1.Control/Nothing", from("[2001:db8::0]", None), None, UNKNOWN),
+        (get, vera, acts, KNOWN),
+    ];
+    let mut written = Vec::new();
+    for (path, connection, shown, rate) in &hostile {
+        let (start, mut refused) = (Instant::now(), 0_u32);
+        for call in 0..CALLS {
+            let mut connection = connection.clone();
+            if let Some(SocketAddr::V6(source)) = &mut connection.remote {
+                source.set_ip(format!("2001:db8::{call:x}").parse().unwrap());
+            }
+            match layers.call(path, &connection, shown).await.0 {
+                Code::ResourceExhausted => {}
+                Code::PermissionDenied | Code::Unauthenticated => refused += 1,
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        // However long it took: the rate is what lets them be refused with a reason.
+        let most = rate.burst + start.elapsed().as_secs_f64() * rate.per_second + 1.0;
+        let count = f64::from(refused);
+        assert!(count <= most && count >= rate.burst, "{path}: {refused}, at most {most}");
+        let source = connection.remote.unwrap().to_string();
+        written.push((source.trim_end_matches(":]:1").to_owned(), refused as usize));
+    }
+    layers.call(LAST_PATH, &root, &None).await;
+    let log = layers.log().await;
+    for (source, refused) in written {
+        let source = format!("\"source\":\"{source}");
+        assert_eq!(log.lines().filter(|line| line.contains(&source)).count(), refused, "{source}");
+    }
+    let mut guessed = log.lines().filter(|line| line.contains("10.0.0.3"));
+    assert!(guessed.all(|line| line.contains(r#""result":"Unauthorized""#)), "{log}");
+    layers.store.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_one_message_has_to_come_in_time() {
+    // Hands the request back, so that it can be looked at.
+    let mut layers = Layers::around(Request::into_body).await;
+    let somebody = from("10.0.0.1", None);
+    let (_, mut unary) = layers.call("/timonier.v1.Control/Create", &somebody, &None).await;
+    let (_, mut stream) = layers.call("/timonier.v1.Control/Open", &somebody, &None).await;
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    let late = next(&mut unary).await.unwrap().unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    assert!(started.elapsed() >= RECEIVE_DEADLINE);
+    let quiet = tokio::time::timeout(RECEIVE_DEADLINE * 10, next(&mut stream)).await;
+    assert!(quiet.is_err(), "a stream may be silent for as long as it likes");
+    tokio::time::resume();
+    layers.store.shutdown().await.unwrap();
+}
+
+/// The service account robot of team may watch pods there.
+async fn robot(store: &Store) -> Shown {
+    let meta = json!({"name": "robot", "namespace": "team"});
+    let account: ServiceAccount = serde_json::from_value(json!({"metadata": meta})).unwrap();
+    let rbac = "rbac.authorization.k8s.io";
+    let rules = json!([{"verbs": ["watch"], "apiGroups": [""], "resources": ["pods"]}]);
+    let role: Role = serde_json::from_value(json!({"metadata": meta, "rules": rules})).unwrap();
+    let binding: RoleBinding = serde_json::from_value(json!({"metadata": meta,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "robot"},
+        "subjects": [{"kind": "ServiceAccount", "name": "robot", "namespace": "team"}]}))
+    .unwrap();
+    let objects = [
+        tokens::new_keys().unwrap().into_object(),
+        account.into_object(),
+        role.into_object(),
+        binding.into_object(),
+    ];
+    let now = jiff::Timestamp::now();
+    let ops = objects.map(|object| crate::stamp::stamp(Op::Create(object), now));
+    store.commit(Txn::of(ops.to_vec())).await.unwrap();
+    let state = store.snapshot();
+    let account = state.get::<ServiceAccount>("team", "robot").unwrap();
+    let signed = tokens::sign(&state, account, &[], None, 0, now).unwrap();
+    Some(("authorization", format!("Bearer {}", signed.0)))
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_right_to_it() {
+    let may_watch = |request: Request<Body>| {
+        let asked = request.extensions().get::<Asked>().expect("streams are asked again");
+        asked.note(vec![Attributes::on("watch", Kind::Pod, "team", "")]);
+        request.into_body()
+    };
+    let (watch, open) = ("/timonier.v1.Control/Watch", "/timonier.v1.Control/Open");
+    for (kind, code) in
+        [(Kind::RoleBinding, Code::PermissionDenied), (Kind::ServiceAccount, Code::Unauthenticated)]
+    {
+        // What is sent, and what is heard: Open's request goes the way of the answer here.
+        let mut layers = Layers::around(may_watch).await;
+        let shown = robot(&layers.store).await;
+        let somewhere = from("10.0.0.1", None);
+        let (_, mut heard) = layers.call(watch, &somewhere, &shown).await;
+        let (_, mut sent) = layers.call(open, &somewhere, &shown).await;
+        tokio::time::pause();
+        let goes_on = tokio::time::timeout(RECHECK_INTERVAL * 10, next(&mut sent)).await;
+        assert!(goes_on.is_err(), "{goes_on:?}");
+        tokio::time::resume();
+        let key = ObjectKey::new(kind, "team", "robot");
+        layers.store.commit(Txn::of(vec![Op::Remove { key, uid: None }])).await.unwrap();
+        tokio::time::pause();
+        for body in [&mut heard, &mut sent] {
+            let ended = next(body).await.unwrap().unwrap_err();
+            assert_eq!(ended.code(), code, "{ended}");
+            assert!(ended.message().starts_with("the stream has ended before its time: "));
+            assert!(next(body).await.is_none());
+        }
+        tokio::time::resume();
+        layers.store.shutdown().await.unwrap();
+    }
+}
 
 #[test]
 fn every_method_of_every_service_is_in_the_table() {
@@ -47,15 +291,12 @@ fn many_callers_cost_a_bounded_amount() {
 fn superusers_are_never_kept_out() {
     let buckets = Buckets::default();
     let now = Instant::now();
-    let acting = |name: &str, groups: &[&str]| Acting {
-        user: UserInfo::authenticated(name, groups.iter().map(|g| (*g).to_owned()).collect()),
-        by: None,
-    };
-    let admin = acting("admin", &[access::SUPERUSERS]);
-    assert!((0..5_000).all(|_| buckets.take(&admin, None, now).is_ok()));
-    let vera = acting("vera", &[]);
-    assert!((0..5_000).any(|_| buckets.take(&vera, None, now).is_err()));
-    // Acting as another costs one's own tokens.
-    let as_other = Acting { by: Some("vera".to_owned()), ..acting("other", &[]) };
-    assert_eq!(buckets.take(&as_other, None, now).unwrap_err().reason, Reason::TooManyRequests);
+    let admin = UserInfo::authenticated("admin", vec![access::SUPERUSERS.to_owned()]);
+    assert!((0..5_000).all(|_| buckets.take(&admin, false, None, now).is_ok()));
+    let vera = UserInfo::authenticated("vera", Vec::new());
+    assert!((0..5_000).any(|_| buckets.take(&vera, false, None, now).is_err()));
+    // Acting as another costs one's own tokens, those of superusers, too.
+    let refused = buckets.take(&vera, true, None, now).unwrap_err();
+    assert_eq!(refused.reason, Reason::TooManyRequests);
+    assert!((0..5_000).any(|_| buckets.take(&admin, true, None, now).is_err()));
 }

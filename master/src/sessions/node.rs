@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use timonier_identity::PeerCertificate;
 use timonier_master_core::ipam;
 use timonier_master_core::object::key_of;
 use timonier_master_core::op::{Claimed, Op, Precondition, Txn};
@@ -245,7 +244,7 @@ fn may_give(key: &str, value: &str) -> bool {
     };
     names::label_key(key).is_ok()
         && names::label_value(value).is_ok()
-        && !RESERVED_DOMAINS.iter().any(|reserved| is_of(&reserved))
+        && !RESERVED_DOMAINS.iter().any(is_of)
 }
 
 /// What is left of the capacity when this much is kept back.

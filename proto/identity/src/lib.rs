@@ -25,7 +25,7 @@ pub use channel::{
 pub use files::{read_text, write_private};
 pub use identity::{Credentials, Identity, KeyRequest, Trust};
 pub use peer::PeerCertificate;
-pub use serve::{Accepted, Connection, incoming};
+pub use serve::{Accepted, Bounds, Connection, incoming, incoming_within, network};
 pub use token::{JoinRole, JoinToken, TokenError};
 pub use verify::ca_hash;
 

@@ -3,18 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use timonier_identity::{
-    Authority, Credentials, DialOptions, GROUP_NODES, Identity, Lifetimes, PeerCertificate,
-    Subject, Trust, dial, explain, install_provider, unix_now,
+    Authority, Bounds, Credentials, DialOptions, GROUP_NODES, Identity, Lifetimes, PeerCertificate,
+    Subject, Trust, dial, explain, incoming_within, install_provider, unix_now,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_stream::StreamExt;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -192,4 +196,85 @@ fn the_provider_is_installed_once_and_for_all() {
     assert!(installed.is_some());
     // Builders that choose the provider by themselves find exactly one.
     let _ = ClientConfig::builder();
+}
+
+/// A listener with few places, whose handshakes have all the time in the world.
+async fn crowded(bounds: Bounds, identity: Identity) -> SocketAddr {
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut accepted = incoming_within(listener, identity, bounds);
+    tokio::spawn(async move {
+        // Whoever is let in stays, and is greeted with a byte.
+        let mut open = Vec::new();
+        while let Some(Ok(mut connection)) = accepted.next().await {
+            connection.write_u8(7).await.unwrap();
+            connection.flush().await.unwrap();
+            open.push(connection);
+        }
+    });
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+async fn tcp(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((from, 0))).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Whether somebody from that address is let in.
+async fn knock(
+    from: [u8; 4],
+    to: SocketAddr,
+    who: &Identity,
+) -> io::Result<(u8, TlsStream<TcpStream>)> {
+    let name = ServerName::try_from(timonier_identity::MASTER_NAME).unwrap();
+    let connector = TlsConnector::from(who.client_config());
+    let mut stream = connector.connect(name, tcp(from, to).await).await?;
+    Ok((stream.read_u8().await?, stream))
+}
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+#[tokio::test]
+async fn silent_connections_of_one_address_hold_up_no_other() {
+    let ca = authority();
+    let bounds = Bounds {
+        handshake_deadline: NEVER,
+        handshakes: 4,
+        handshakes_per_address: 2,
+        ..Bounds::default()
+    };
+    let to = crowded(bounds, master(&ca)).await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(tcp([127, 0, 0, 2], to).await);
+    }
+    let nobody = client(&ca, None);
+    let let_in = timeout(DEADLINE, knock([127, 0, 0, 3], to, &nobody)).await;
+    assert_eq!(let_in.expect("it is not held up").unwrap().0, 7);
+    // Their own address has its turns again when they go.
+    drop(silent);
+    let let_in = timeout(DEADLINE, knock([127, 0, 0, 2], to, &nobody)).await;
+    assert_eq!(let_in.expect("its turn comes").unwrap().0, 7);
+}
+
+#[tokio::test]
+async fn connections_without_a_certificate_are_bounded_by_address() {
+    let ca = authority();
+    let bounds = Bounds { strangers_per_address: 3, ..Bounds::default() };
+    let to = crowded(bounds, master(&ca)).await;
+    let (nobody, node) = (client(&ca, None), client(&ca, Some(issue(&ca, Subject::node("n1")))));
+    let from = [127, 0, 0, 2];
+    let mut open = Vec::new();
+    // Behind one address, any number of agents: they are known once their handshake is done.
+    for _ in 0..10 {
+        open.push(knock(from, to, &node).await.unwrap());
+    }
+    for _ in 0..3 {
+        open.push(knock(from, to, &nobody).await.unwrap());
+    }
+    assert!(knock(from, to, &nobody).await.is_err());
+    knock([127, 0, 0, 3], to, &nobody).await.unwrap();
+    drop(open);
 }

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::de::{self, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 use serde_json::Value;
 
 use super::nearest;
@@ -21,7 +21,21 @@ pub(super) struct FieldError {
     pub path: String,
     pub message: String,
     pub hint: Option<String>,
+    /// The message without the value that was found.
+    discreet: String,
     placed: bool,
+}
+
+impl FieldError {
+    /// For objects whose values nobody may read in an error: their types only.
+    pub(super) fn discreet(self) -> Self {
+        // Every hint quotes the value.
+        Self { message: self.discreet.clone(), hint: None, ..self }
+    }
+
+    fn new(message: String, discreet: String) -> Self {
+        Self { path: String::new(), message, hint: None, discreet, placed: false }
+    }
 }
 
 /// A field that the type does not have.
@@ -237,7 +251,37 @@ impl std::error::Error for FieldError {}
 
 impl de::Error for FieldError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        let (path, message) = (String::new(), message.to_string());
-        Self { path, message, hint: None, placed: false }
+        // Whose words these are is not known: they may quote anything.
+        Self::new(message.to_string(), "invalid value".to_owned())
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let discreet = format!("invalid type: {}, expected {expected}", type_of(found));
+        Self::new(format!("invalid type: {found}, expected {expected}"), discreet)
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let discreet = format!("invalid value: {}, expected {expected}", type_of(found));
+        Self::new(format!("invalid value: {found}, expected {expected}"), discreet)
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        let message = format!("missing field `{field}`");
+        Self::new(message.clone(), message)
+    }
+}
+
+/// What was found, without its value.
+fn type_of(found: Unexpected<'_>) -> &'static str {
+    match found {
+        Unexpected::Bool(_) => "boolean",
+        Unexpected::Unsigned(_) | Unexpected::Signed(_) => "integer",
+        Unexpected::Float(_) => "floating point number",
+        Unexpected::Char(_) | Unexpected::Str(_) => "string",
+        Unexpected::Bytes(_) => "byte array",
+        Unexpected::Unit => "null",
+        Unexpected::Seq => "sequence",
+        Unexpected::Map => "map",
+        _ => "another type",
     }
 }

@@ -187,3 +187,31 @@ fn times_are_as_they_are_stored() {
     assert_eq!(decode(&exact).unwrap(), whole);
     assert_eq!(decode_json(exact.to_string().as_bytes()).unwrap(), whole);
 }
+
+#[test]
+fn errors_of_secrets_name_no_values() {
+    let secret = |field: &str, value: Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, field: value});
+    check(
+        secret("stringData", json!({"pin": 4711})),
+        expect![[r#"Secret "s": stringData.pin: invalid type: integer, expected a string"#]],
+    );
+    for (field, value) in [
+        ("stringData", json!({"pin": 4711.5})),
+        ("stringData", json!({"pin": ["4711"]})),
+        ("stringData", json!({"pin": {"4711": true}})),
+        ("stringData", json!("4711")),
+        ("stringData", json!(["4711"])),
+        ("data", json!({"pin": "!4711"})),
+        ("data", json!({"pin": 4711})),
+        ("data", json!("4711")),
+        ("immutable", json!("4711")),
+        ("immutable", json!(4711)),
+        ("type", json!(4711)),
+    ] {
+        let manifest = secret(field, value);
+        let error = decode(&manifest).expect_err("it should be refused");
+        assert!(!format!("{error:?}").contains("4711"), "{error:?}");
+        assert!(error.message.starts_with(&format!("Secret \"s\": {field}")), "{error}");
+        assert_eq!(decode_json(manifest.to_string().as_bytes()), Err(error));
+    }
+}

@@ -195,7 +195,7 @@ fn directive(patch: &mut Map<String, Value>) -> Result<Directive, String> {
             Some("merge") => Ok(Directive::Merge),
             Some("replace") => Ok(Directive::Replace),
             Some("delete") => Ok(Directive::Delete),
-            _ => Err(format!("{PATCH} is none of merge, replace, delete, but {value}")),
+            _ => Err(format!("{PATCH} must be one of merge, replace, delete")),
         },
     }
 }
@@ -207,6 +207,7 @@ fn is_delete(patch: &Map<String, Value>) -> bool {
 fn list(value: Value, what: &str) -> Result<Vec<Value>, String> {
     match value {
         Value::Array(items) => Ok(items),
-        other => Err(format!("{what} must be a list, found {other}")),
+        // What it is instead may be a secret's.
+        _ => Err(format!("{what} must be a list")),
     }
 }

@@ -236,6 +236,23 @@ fn patches_of_each_type() {
         .assert_eq(&refused(PatchType::Json, "{}"));
 }
 
+#[test]
+fn patches_of_secrets_are_refused_without_their_values() {
+    let secret = json!({"apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": "s", "namespace": "default"}});
+    let secret = admit_new(decode(&secret).unwrap()).unwrap();
+    for (type_, text) in [
+        (PatchType::Merge, r#"{"stringData": {"pin": 4711}}"#),
+        (PatchType::Strategic, r#"{"stringData": {"pin": 4711}}"#),
+        (PatchType::Strategic, r#"{"stringData": {"$patch": 4711}}"#),
+        (PatchType::Strategic, r#"{"metadata": {"finalizers": 4711}}"#),
+        (PatchType::Json, r#"[{"op": "add", "path": "/data", "value": {"pin": 4711}}]"#),
+    ] {
+        let refused = patch(&secret, type_, text.as_bytes()).unwrap_err();
+        assert!(!format!("{refused:?}").contains("4711"), "{text}: {refused:?}");
+    }
+}
+
 /// Manifests out of few names, so that they overlap. Images have tags: the default of
 /// imagePullPolicy follows the image only once.
 fn manifests() -> impl Strategy<Value = Value> {
