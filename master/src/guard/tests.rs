@@ -56,9 +56,13 @@ impl http_body::Body for Silent {
     }
 }
 
+/// Longer than anything of the guard lasts.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
 /// What comes of a body next; an end by trailers is one by that error.
 async fn next(body: &mut Body) -> Option<Result<bytes::Bytes, Status>> {
-    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
+    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
+    let frame = tokio::time::timeout(NEVER, frame).await.expect("something comes of it")?;
     Some(frame.and_then(|frame| match frame.into_data() {
         Ok(data) => Ok(data),
         Err(frame) => Err(Status::from_header_map(&frame.into_trailers().unwrap()).unwrap()),
