@@ -56,9 +56,13 @@ impl http_body::Body for Silent {
     }
 }
 
+/// Longer than anything of the guard lasts.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
 /// What comes of a body next; an end by trailers is one by that error.
 async fn next(body: &mut Body) -> Option<Result<bytes::Bytes, Status>> {
-    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
+    let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
+    let frame = tokio::time::timeout(NEVER, frame).await.expect("something comes of it")?;
     Some(frame.and_then(|frame| match frame.into_data() {
         Ok(data) => Ok(data),
         Err(frame) => Err(Status::from_header_map(&frame.into_trailers().unwrap()).unwrap()),
@@ -70,7 +74,11 @@ struct Layers {
     service: FindCaller<Guarded<Method>>,
     store: Store,
     folder: tempfile::TempDir,
+    kept: Kept,
 }
+
+/// Where a method keeps what it is sent.
+type Kept = Arc<std::sync::Mutex<Option<Body>>>;
 
 impl Layers {
     async fn around(method: fn(Request<Body>) -> Body) -> Self {
@@ -80,12 +88,13 @@ impl Layers {
         let callers = CallerLayer::new(Arc::new(StoreTokens(store.clone())));
         let callers = callers.telling(guard.clone());
         let service = callers.layer(guard.layer(&callers).layer(Method(method)));
-        Self { service, store, folder }
+        Self { service, store, folder, kept: Kept::default() }
     }
 
     /// The code of the answer's head, and the answer.
     async fn call(&mut self, path: &str, from: &Connection, shown: &Shown) -> (Code, Body) {
         let mut request = Request::builder().uri(path).extension(from.clone());
+        request = request.extension(self.kept.clone());
         if let Some((name, value)) = shown {
             request = request.header(*name, value);
         }
@@ -220,18 +229,20 @@ async fn a_stream_ends_with_the_right_to_it() {
     let may_watch = |request: Request<Body>| {
         let asked = request.extensions().get::<Asked>().expect("streams are asked again");
         asked.note(vec![Attributes::on("watch", Kind::Pod, "team", "")]);
-        request.into_body()
+        let kept = request.extensions().get::<Kept>().unwrap().clone();
+        *kept.lock().unwrap() = Some(request.into_body());
+        Body::new(Silent)
     };
     let (watch, open) = ("/timonier.v1.Control/Watch", "/timonier.v1.Control/Open");
     for (kind, code) in
         [(Kind::RoleBinding, Code::PermissionDenied), (Kind::ServiceAccount, Code::Unauthenticated)]
     {
-        // What is sent, and what is heard: Open's request goes the way of the answer here.
         let mut layers = Layers::around(may_watch).await;
         let shown = robot(&layers.store).await;
         let somewhere = from("10.0.0.1", None);
         let (_, mut heard) = layers.call(watch, &somewhere, &shown).await;
-        let (_, mut sent) = layers.call(open, &somewhere, &shown).await;
+        let (_, mut told) = layers.call(open, &somewhere, &shown).await;
+        let mut sent = layers.kept.lock().unwrap().take().unwrap();
         tokio::time::pause();
         let goes_on = tokio::time::timeout(RECHECK_INTERVAL * 10, next(&mut sent)).await;
         assert!(goes_on.is_err(), "{goes_on:?}");
@@ -239,7 +250,7 @@ async fn a_stream_ends_with_the_right_to_it() {
         let key = ObjectKey::new(kind, "team", "robot");
         layers.store.commit(Txn::of(vec![Op::Remove { key, uid: None }])).await.unwrap();
         tokio::time::pause();
-        for body in [&mut heard, &mut sent] {
+        for body in [&mut heard, &mut told, &mut sent] {
             let ended = next(body).await.unwrap().unwrap_err();
             assert_eq!(ended.code(), code, "{ended}");
             assert!(ended.message().starts_with("the stream has ended before its time: "));
