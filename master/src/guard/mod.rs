@@ -32,7 +32,7 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Status};
 
-use self::receive::Timely;
+use self::receive::{Place, Room, STRANGER_BYTES_MAX, Timely};
 use self::standing::{Standing, Way, WhileStanding};
 use crate::caller::{Caller, CallerLayer, Refusals, Refused};
 use crate::incoming::Connection;
@@ -57,13 +57,15 @@ struct Inner {
     store: Store,
     audit: Audit,
     buckets: Buckets,
+    room: Room,
 }
 
 impl Guard {
     /// The audit log is in `data_dir`.
     pub fn start(store: Store, data_dir: &Path) -> std::io::Result<Self> {
         let audit = Audit::open(data_dir)?;
-        Ok(Self { inner: Arc::new(Inner { store, audit, buckets: Buckets::default() }) })
+        let (buckets, room) = (Buckets::default(), Room::default());
+        Ok(Self { inner: Arc::new(Inner { store, audit, buckets, room }) })
     }
 
     /// To be put around every service; `callers` is the layer before it.
@@ -88,6 +90,13 @@ impl Guard {
 
     pub fn audit(&self) -> &Audit {
         &self.inner.audit
+    }
+
+    /// The place for a request; none where a master asks, which goes on whatever others ask.
+    fn place(&self, need: &Need, parts: &Parts<'_>) -> Option<Place> {
+        let is_stranger = caller(parts.extensions).name == access::ANONYMOUS;
+        let bytes_max = if is_stranger { STRANGER_BYTES_MAX } else { usize::MAX };
+        (!matches!(need, Need::Masters)).then(|| self.inner.room.place(bytes_max))
     }
 
     /// What the table asks of whoever calls this path.
@@ -256,8 +265,10 @@ where
             let standing = (request_streams || answer_streams)
                 .then(|| layer.standing(need, &mut parts))
                 .flatten();
+            // Until the answer is there.
+            let place = layer.guard.place(need, &parts);
             let body = match &standing {
-                _ if !request_streams => Body::new(Timely::new(body)),
+                _ if !request_streams => Body::new(Timely::new(body, place.clone())),
                 Some(standing) => Body::new(WhileStanding::new(body, Way::In, standing.clone())),
                 None => body,
             };

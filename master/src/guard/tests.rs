@@ -15,7 +15,7 @@ use tonic::Code;
 use tower_layer::Layer;
 
 use super::rate::{KNOWN, UNKNOWN};
-use super::receive::RECEIVE_DEADLINE;
+use super::receive::{RECEIVE_DEADLINE, STRANGER_BYTES_MAX};
 use super::standing::RECHECK_INTERVAL;
 use super::*;
 use crate::caller::{CallerLayer, FindCaller};
@@ -93,12 +93,22 @@ impl Layers {
 
     /// The code of the answer's head, and the answer.
     async fn call(&mut self, path: &str, from: &Connection, shown: &Shown) -> (Code, Body) {
+        self.send(path, from, shown, Body::new(Silent)).await
+    }
+
+    async fn send(
+        &mut self,
+        path: &str,
+        from: &Connection,
+        shown: &Shown,
+        body: Body,
+    ) -> (Code, Body) {
         let mut request = Request::builder().uri(path).extension(from.clone());
         request = request.extension(self.kept.clone());
         if let Some((name, value)) = shown {
             request = request.header(*name, value);
         }
-        let answer = self.service.call(request.body(Body::new(Silent)).unwrap()).await.unwrap();
+        let answer = self.service.call(request.body(body).unwrap()).await.unwrap();
         let status = Status::from_header_map(answer.headers());
         (status.map_or(Code::Ok, |status| status.code()), answer.into_body())
     }
@@ -195,6 +205,27 @@ async fn a_request_that_is_one_message_has_to_come_in_time() {
     let quiet = tokio::time::timeout(RECEIVE_DEADLINE * 10, next(&mut stream)).await;
     assert!(quiet.is_err(), "a stream may be silent for as long as it likes");
     tokio::time::resume();
+    layers.store.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_shown_nothing_sends_little() {
+    // Hands the request back, so that it can be looked at.
+    let mut layers = Layers::around(Request::into_body).await;
+    let vera = from("10.0.0.4", Some(Subject::person("vera", &[])));
+    let nobody = from("10.0.0.1", None);
+    for (who, bytes, is_taken) in [
+        (&nobody, STRANGER_BYTES_MAX, true),
+        (&nobody, STRANGER_BYTES_MAX + 1, false),
+        (&vera, STRANGER_BYTES_MAX + 1, true),
+    ] {
+        let body = Body::new("x".repeat(bytes));
+        let (_, mut sent) = layers.send("/timonier.v1.Control/Create", who, &None, body).await;
+        match next(&mut sent).await.unwrap() {
+            Ok(data) => assert!(is_taken && data.len() == bytes),
+            Err(status) => assert!(!is_taken && status.code() == Code::ResourceExhausted),
+        }
+    }
     layers.store.shutdown().await.unwrap();
 }
 
