@@ -105,7 +105,8 @@ pub struct RunConfig {
     #[arg(long, value_name = "TOKEN", env = "TIMONIER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Labels of the node, for node selectors. What a user has set on the node stays, and labels of
-    /// kubernetes.io, k8s.io and timonier.io are not the agent's to give.
+    /// kubernetes.io, k8s.io and timonier.io are not the agent's to give, but for
+    /// topology.kubernetes.io/region and zone, and node.kubernetes.io/….
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     pub labels: Vec<(String, String)>,
     /// Milliseconds between heartbeats, in place of what the master says.

@@ -35,8 +35,11 @@ const MASTERS_LABELS: [&str; 3] = [LABEL_HOSTNAME, LABEL_OS, LABEL_ARCH];
 const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 const LABEL_OS: &str = "kubernetes.io/os";
 const LABEL_ARCH: &str = "kubernetes.io/arch";
-/// An agent gives no label of these domains or below them.
+/// An agent gives no label of these domains or below them…
 const RESERVED_DOMAINS: [&str; 3] = ["kubernetes.io", "k8s.io", "timonier.io"];
+/// …but for those that Kubernetes' NodeRestriction leaves to kubelets: where and what a host is.
+const HOSTS_LABELS: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+const HOSTS_DOMAINS: [&str; 2] = ["node.kubernetes.io", "kubelet.kubernetes.io"];
 
 /// Pod ranges promised to nodes whose objects are not stored yet, so that many can register at the
 /// same time and no two get the same.
@@ -244,7 +247,9 @@ fn may_give(key: &str, value: &str) -> bool {
     };
     names::label_key(key).is_ok()
         && names::label_value(value).is_ok()
-        && !RESERVED_DOMAINS.iter().any(is_of)
+        && (HOSTS_LABELS.contains(&key)
+            || HOSTS_DOMAINS.contains(&domain)
+            || !RESERVED_DOMAINS.iter().any(is_of))
 }
 
 /// What is left of the capacity when this much is kept back.
@@ -328,6 +333,56 @@ mod tests {
         let wanted = object.get::<Node>().unwrap();
         assert_eq!(wanted.spec.as_ref().unwrap().unschedulable, Some(true));
         assert_eq!(wanted.metadata.labels.as_ref().unwrap()["disk"], "fast");
+    }
+
+    #[test]
+    fn an_agent_s_labels_are_its_own_and_not_a_user_s() {
+        let with = |labels: &[(&str, &str)]| Hello {
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..hello()
+        };
+        let again = |node: &Node, labels: &[(&str, &str)]| {
+            node_object(Some(node), &with(labels), RANGE, FENCE_AFTER_MS_DEFAULT)
+        };
+        let label = |node: &Node, key: &str| {
+            node.metadata.labels.as_ref().and_then(|labels| labels.get(key).cloned())
+        };
+        let first = with(&[("disk", "fast"), ("zone", "a")]);
+        let mut node = node_object(None, &first, RANGE, FENCE_AFTER_MS_DEFAULT);
+        assert_eq!(label(&node, "disk").as_deref(), Some("fast"));
+        // It may change what it gave.
+        node = again(&node, &[("disk", "slow"), ("zone", "a")]);
+        assert_eq!(label(&node, "disk").as_deref(), Some("slow"));
+        assert_eq!(again(&node, &[("disk", "slow"), ("zone", "a")]), node, "nothing is written");
+        // Users set one of their own and change one of the agent's: both stay.
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.insert("tier".into(), "web".into());
+        labels.insert("zone".into(), "b".into());
+        for _ in 0..2 {
+            node = again(&node, &[("tier", "gold"), ("zone", "a"), ("disk", "fast")]);
+            assert_eq!(label(&node, "tier").as_deref(), Some("web"));
+            assert_eq!(label(&node, "zone").as_deref(), Some("b"));
+            assert_eq!(label(&node, "disk").as_deref(), Some("fast"));
+        }
+        let claimed = [
+            ("node-role.kubernetes.io/control-plane", ""),
+            ("node-restriction.kubernetes.io/pci", "yes"),
+            ("kubernetes.io/hostname", "n9"),
+            ("k8s.io/x", "y"),
+            ("timonier.io/x", "y"),
+            ("a.timonier.io/x", "y"),
+            ("topology.kubernetes.io/other", "y"),
+            ("no label", "y"),
+            ("long", &"x".repeat(64)),
+        ];
+        let before = node.metadata.clone();
+        let node = again(&node, &claimed);
+        assert_eq!(node.metadata.labels, before.labels);
+        assert_eq!(label(&node, "kubernetes.io/hostname").as_deref(), Some("n1"));
+        // Where its host is, what it is, and another one's domain that merely ends alike.
+        for key in [HOSTS_LABELS[1], "node.kubernetes.io/instance-type", "mykubernetes.io/x"] {
+            assert_eq!(label(&again(&node, &[(key, "y")]), key).as_deref(), Some("y"), "{key}");
+        }
     }
 
     #[test]
