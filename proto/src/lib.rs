@@ -47,6 +47,8 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub const REQUEST_ID_HEADER: &str = "timonier-request-id";
 /// Longest id of a write, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Masters remember an id for so long; whoever sends a write again stops well before.
+pub const REQUEST_ID_KEPT: std::time::Duration = std::time::Duration::from_secs(120);
 /// Request metadata: the id of the master that passes a request on. It is not passed on again.
 pub const PASSED_ON_HEADER: &str = "timonier-passed-on-by";
 /// Why a node is not ready whose host goes down in order: its pods leave at once.

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use timonier_proto::REQUEST_ID_HEADER;
+use timonier_proto::{REQUEST_ID_HEADER, REQUEST_ID_KEPT};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
@@ -41,6 +41,10 @@ impl Backoff {
     }
 }
 
+/// A write is not sent again after so long: it may lie with a master for a while, and its id must
+/// still be remembered when it is done.
+const WRITE_AGAIN_MAX: Duration = REQUEST_ID_KEPT.checked_div(2).expect("not by zero");
+
 /// How a call is sent again.
 #[derive(Debug, Clone)]
 pub(super) struct Policy {
@@ -54,6 +58,8 @@ pub(super) struct Policy {
     refused: Duration,
     /// One that says nothing for so long is left, where there are others.
     silence: Duration,
+    /// It is not sent again after this time.
+    again: Duration,
     /// It is not known to be harmless twice: only what a master refused is sent again.
     only_refused: bool,
 }
@@ -66,12 +72,14 @@ impl Policy {
             away: AWAY_MAX,
             refused: total,
             silence: SILENCE_MAX,
+            again: total,
             only_refused: false,
         }
     }
 
     pub fn write(total: Duration) -> Self {
-        Self { id: Some(uuid::Uuid::new_v4().to_string()), ..Self::read(total) }
+        let id = Some(uuid::Uuid::new_v4().to_string());
+        Self { id, again: total.min(WRITE_AGAIN_MAX), ..Self::read(total) }
     }
 
     pub fn stream(total: Duration, refused: Duration) -> Self {
@@ -155,7 +163,8 @@ impl Client {
                 Some(status) => policy.allows(status, started),
                 None => others && !policy.only_refused,
             };
-            if !again || Instant::now() + pause >= deadline {
+            let is_late = Instant::now() + pause >= started + policy.again;
+            if !again || is_late {
                 return Err(status.map_or_else(|| self.too_late(), |status| self.explained(status)));
             }
             if others || status.as_ref().is_none_or(|s| s.details().is_empty()) {

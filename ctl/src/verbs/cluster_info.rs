@@ -41,6 +41,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         "certificatesLate": info.certificates_late,
         "caNotAfter": time(info.ca_not_after_unix_s),
         "certificateNotAfter": time(info.certificate_not_after_unix_s),
+        "level": info.level, "levelKnown": info.level_known,
         "podRange": info.pod_range, "serviceRange": info.service_range, "uptimeMs": info.uptime_ms,
     });
     match args.output {
@@ -62,6 +63,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     for (name, value) in [
         ("Cluster:", info.cluster_id.clone()),
         ("Version:", info.version.clone()),
+        ("Level:", level(info.level, info.level_known)),
         ("Up for:", age::human(uptime as i64)),
         ("Nodes connected:", info.agents_connected.to_string()),
         ("Objects:", info.objects.to_string()),
@@ -89,4 +91,12 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
         ));
     }
     Ok(())
+}
+
+fn level(level: u32, known: u32) -> String {
+    if level < known {
+        format!("{level} ({known} once all masters are upgraded)")
+    } else {
+        level.to_string()
+    }
 }

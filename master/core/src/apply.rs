@@ -12,7 +12,7 @@ use timonier_proto::{Kinded, Object, ObjectKey};
 
 use crate::ipam;
 use crate::object::{after_seconds, is_ending, node_of, stored_time};
-use crate::op::{Change, Op, Precondition, Rejection, Txn};
+use crate::op::{Change, Mark, Op, Precondition, Rejection, Txn};
 use crate::policy;
 use crate::snapshot::Snapshot;
 
@@ -38,9 +38,9 @@ impl Snapshot {
     /// number stands for one change, so a watch that resumes after it misses and repeats nothing.
     pub fn apply(&mut self, txn: &Txn) -> Result<Applied, Rejection> {
         if let Some(id) = &txn.id
-            && let Some(revision) = self.answered.get(id.as_str())
+            && let Some(revision) = self.answered_at(id)
         {
-            return Ok(Applied { changes: Vec::new(), revision: *revision, repeated: true });
+            return Ok(Applied { changes: Vec::new(), revision, repeated: true });
         }
         for precondition in &txn.preconditions {
             self.check(precondition)?;
@@ -57,7 +57,12 @@ impl Snapshot {
             }
         }
         if let Some(id) = &txn.id {
-            self.remember(id, self.revision);
+            self.remember(id);
+        }
+        match txn.mark {
+            Some(Mark::Level(level)) => self.level = self.level.max(level),
+            Some(Mark::Elapsed(ms)) => self.elapsed_ms = self.elapsed_ms.saturating_add(ms),
+            None => {}
         }
         Ok(Applied { changes, revision: self.revision, repeated: false })
     }

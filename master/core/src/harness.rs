@@ -281,7 +281,7 @@ impl Cluster {
         if let Err(violation) = crate::invariants::check(&world, &plan) {
             panic!("the {name} loop's plan for {key} breaks a rule: {violation}\n{plan:#?}");
         }
-        let txn = Txn { id: None, ops: plan.ops, preconditions: plan.preconditions };
+        let txn = Txn { preconditions: plan.preconditions, ..Txn::of(plan.ops) };
         if let Err(rejection) = self.commit(txn) {
             panic!("the {name} loop's plan for {key} was refused: {rejection}");
         }

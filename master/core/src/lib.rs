@@ -13,6 +13,7 @@ mod harness;
 pub mod hash;
 pub mod invariants;
 pub mod ipam;
+pub mod level;
 pub mod object;
 pub mod op;
 pub mod patch;

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use timonier_proto::{Object, ObjectKey};
 
+use crate::level::Level;
+
 /// One write. Each is a whole decision: applying it needs no clock and no randomness, so every
 /// master that applies the log comes to the same state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +79,15 @@ impl std::fmt::Display for Claimed {
     }
 }
 
+/// What masters tell each other through the log, beside the operations of callers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mark {
+    /// All masters know this level.
+    Level(Level),
+    /// So many milliseconds have passed since the mark before, or since this leader was elected.
+    Elapsed(u64),
+}
+
 /// All operations or none. With an `id`, a repeated proposal is answered and not applied again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Txn {
@@ -85,11 +96,17 @@ pub struct Txn {
     pub ops: Vec<Op>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preconditions: Vec<Precondition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
 }
 
 impl Txn {
     pub fn of(ops: Vec<Op>) -> Self {
-        Self { id: None, ops, preconditions: Vec::new() }
+        Self { ops, ..Self::default() }
+    }
+
+    pub fn marking(mark: Mark) -> Self {
+        Self { mark: Some(mark), ..Self::default() }
     }
 }
 

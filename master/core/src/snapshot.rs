@@ -7,12 +7,26 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet, Vector};
 use k8s_openapi::api::core::v1::Pod;
-use timonier_proto::{Kind, Kinded, Object, ObjectKey};
+use timonier_proto::{Kind, Kinded, Object, ObjectKey, REQUEST_ID_KEPT};
 
+use crate::level::Level;
 use crate::object::{controller_of, node_of};
 
 /// The state remembers so many transaction ids, and answers a repeated one with what it did.
-pub const TXN_IDS_MAX: usize = 10_000;
+pub const TXN_IDS_MAX: usize = 200_000;
+/// Each for so long.
+pub const TXN_ID_KEPT_MS: u64 = REQUEST_ID_KEPT.as_millis() as u64;
+/// Before [`Level::TIMED_IDS`]: so many, however old.
+const UNTIMED_IDS_MAX: usize = 10_000;
+
+/// What is remembered of a transaction that had an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answered {
+    /// Of the state after it.
+    pub revision: u64,
+    /// [`Snapshot::elapsed_ms`] then.
+    pub at_ms: u64,
+}
 
 /// The replicated state, immutable to all but [`crate::apply`].
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,32 +34,37 @@ pub struct Snapshot {
     /// Counts the changes of all objects since the cluster began; the resourceVersion of the object
     /// that changed last.
     pub revision: u64,
+    /// The rules that all masters go by.
+    pub level: Level,
+    /// Time that the leaders counted, by clocks that are never set: never more than has passed.
+    pub elapsed_ms: u64,
     // Keys are shared: changing a map that a clone shares copies a few of its nodes, keys included.
     pub(crate) objects: OrdMap<Arc<ObjectKey>, Object>,
     /// (node, pod), for bound pods.
     pub(crate) pods_by_node: OrdSet<(Arc<str>, Arc<ObjectKey>)>,
     /// (owner's uid, object), for objects with a controlling owner.
     pub(crate) by_owner: OrdSet<(Arc<str>, Arc<ObjectKey>)>,
-    /// The last transactions that had an id, with the revision after each.
-    pub(crate) answered: OrdMap<Arc<str>, u64>,
+    /// The last transactions that had an id.
+    pub(crate) answered: OrdMap<Arc<str>, Answered>,
     /// The ids in `answered`, oldest first.
     pub(crate) answered_order: Vector<Arc<str>>,
 }
 
 impl Snapshot {
     /// The state with these objects, as they were stored, and these answered transactions (oldest
-    /// first, as [`Self::answered`] gives them); the indexes are derived.
+    /// first, as [`Self::answered`] gives them); the indexes are derived. Its level and time are
+    /// those of a new cluster.
     pub fn rebuild(
         revision: u64,
         objects: impl IntoIterator<Item = Object>,
-        answered: impl IntoIterator<Item = (String, u64)>,
+        answered: impl IntoIterator<Item = (String, Answered)>,
     ) -> Self {
         let mut snapshot = Self { revision, ..Self::default() };
         for object in objects {
             snapshot.put(Arc::new(object.key()), Some(object));
         }
-        for (id, revision) in answered {
-            snapshot.remember(&id, revision);
+        for (id, answered) in answered {
+            snapshot.keep(&id, answered);
         }
         snapshot
     }
@@ -106,14 +125,12 @@ impl Snapshot {
 
     /// The revision after the transaction with this id, while it is remembered.
     pub fn answered_at(&self, id: &str) -> Option<u64> {
-        self.answered.get(id).copied()
+        self.answered.get(id).map(|answered| answered.revision)
     }
 
-    /// The last transactions that had an id, oldest first, with the revision after each.
-    pub fn answered(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.answered_order
-            .iter()
-            .map(|id| (&**id, self.answered.get(id).copied().unwrap_or_default()))
+    /// The last transactions that had an id, oldest first.
+    pub fn answered(&self) -> impl Iterator<Item = (&str, Answered)> {
+        self.answered_order.iter().filter_map(|id| Some((&**id, *self.answered.get(id)?)))
     }
 
     fn indexed<'a>(
@@ -145,13 +162,28 @@ impl Snapshot {
         before
     }
 
-    /// Remembers that the transaction was applied; forgets the oldest past the bound.
-    pub(crate) fn remember(&mut self, id: &str, revision: u64) {
+    /// Remembers that the transaction was applied, and forgets those past the bound.
+    pub(crate) fn remember(&mut self, id: &str) {
+        self.keep(id, Answered { revision: self.revision, at_ms: self.elapsed_ms });
+        self.forget();
+    }
+
+    fn keep(&mut self, id: &str, answered: Answered) {
         let id: Arc<str> = id.into();
-        if self.answered.insert(id.clone(), revision).is_none() {
+        if self.answered.insert(id.clone(), answered).is_none() {
             self.answered_order.push_back(id);
         }
-        while self.answered_order.len() > TXN_IDS_MAX {
+    }
+
+    fn forget(&mut self) {
+        let timed = self.level >= Level::TIMED_IDS;
+        let ids_max = if timed { TXN_IDS_MAX } else { UNTIMED_IDS_MAX };
+        while let Some(oldest) = self.answered_order.front() {
+            let at_ms = self.answered.get(oldest).map_or(0, |answered| answered.at_ms);
+            let is_old = timed && self.elapsed_ms.saturating_sub(at_ms) > TXN_ID_KEPT_MS;
+            if !is_old && self.answered_order.len() <= ids_max {
+                return;
+            }
             if let Some(oldest) = self.answered_order.pop_front() {
                 self.answered.remove(&oldest);
             }

@@ -307,11 +307,8 @@ impl<S: Signals> Driver<S> {
 
     fn write(&mut self, item: Item, plan: Plan, now: Timestamp) {
         self.queue.busy(&item);
-        let txn = Txn {
-            id: None,
-            ops: plan.ops.into_iter().map(|op| stamp(op, now)).collect(),
-            preconditions: plan.preconditions,
-        };
+        let ops = plan.ops.into_iter().map(|op| stamp(op, now)).collect();
+        let txn = Txn { preconditions: plan.preconditions, ..Txn::of(ops) };
         let store = self.store.clone();
         self.commits.push(Box::pin(async move {
             let result = store.commit_leading(txn).await;

@@ -52,7 +52,7 @@ impl Inner {
         // An old state that is held makes the store copy what it changes.
         drop(snapshot);
         let preconditions = scope.taken.preconditions();
-        let txn = Txn { id: id.change(), ops, preconditions };
+        let txn = Txn { id: id.change(), preconditions, ..Txn::of(ops) };
         let committed = self.store.commit(txn).await?;
         Ok(CommitReply { revision: committed.revision })
     }

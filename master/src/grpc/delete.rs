@@ -102,7 +102,7 @@ impl Inner {
                 return reply(&object, snapshot.revision, gone);
             }
             ops.extend(deletion);
-            match self.store.commit(Txn { id: id.change(), ops, preconditions }).await {
+            match self.store.commit(Txn { id: id.change(), preconditions, ..Txn::of(ops) }).await {
                 Err(CommitError::Rejected(Rejection::Conflict { .. })) => {}
                 outcome => {
                     let committed = outcome?;

@@ -1,5 +1,6 @@
 //! ClusterInfo: who the masters are and how this one is doing.
 
+use timonier_master_core::level::Level;
 use timonier_proto::v1::{ClusterInfoReply, MasterInfo};
 
 use super::Inner;
@@ -21,6 +22,8 @@ impl Inner {
             pod_range: self.settings.cluster_range.clone(),
             service_range: self.settings.service_range.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            level: snapshot.level.into(),
+            level_known: Level::NEWEST.into(),
             ca_not_after_unix_s: expiry.authority,
             certificate_not_after_unix_s: expiry.own,
             certificates_late: u32::try_from(expiry.late).unwrap_or(u32::MAX),

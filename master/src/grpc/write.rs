@@ -250,7 +250,7 @@ impl Inner {
     ) -> Result<Written, CommitError> {
         let key = op.key();
         let preconditions = scope.taken.preconditions();
-        let committed = self.store.commit(Txn { id, ops: vec![op], preconditions }).await?;
+        let committed = self.store.commit(Txn { id, preconditions, ..Txn::of(vec![op]) }).await?;
         let object = committed.objects.into_iter().next().flatten();
         object
             .map(|object| (object, committed.revision))

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use timonier_identity::Identity;
+use timonier_master_core::level::Level;
 use timonier_proto::v1::raft_client::RaftClient;
 use timonier_proto::v1::{JoinMasterReply, JoinMasterRequest};
 use tonic::{Code, Request};
@@ -98,8 +99,13 @@ async fn ask(
     let channel =
         dial(address, identity).map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
     let Joining { name, address, token } = joining.clone();
-    let mut request =
-        Request::new(JoinMasterRequest { version: WIRE_VERSION, name, address, token });
+    let mut request = Request::new(JoinMasterRequest {
+        version: WIRE_VERSION,
+        name,
+        address,
+        token,
+        level: Level::NEWEST.into(),
+    });
     request.set_timeout(ASK_DEADLINE);
     Ok(RaftClient::new(channel).join_master(request).await?.into_inner())
 }

@@ -86,7 +86,7 @@ impl Raft for RaftService {
     }
 
     async fn join_master(&self, request: Request<JoinMasterRequest>) -> Answer<JoinMasterReply> {
-        let JoinMasterRequest { version, name, address, token } = request.into_inner();
+        let JoinMasterRequest { version, name, address, token, level } = request.into_inner();
         if !WIRE_VERSIONS.contains(&version) {
             return Err(Status::failed_precondition(format!(
                 "a master of version {version} wants to join, but this one speaks version \
@@ -100,7 +100,7 @@ impl Raft for RaftService {
         let token: Result<JoinToken, _> = token.parse();
         let token = token.map_err(|error| Status::unauthenticated(error.to_string()))?;
         pki::check_fresh(&self.store, &token, JoinRole::Master).await?;
-        match self.store.admit(&name, &address).await {
+        match self.store.admit(&name, &address, level).await {
             Ok(id) => Ok(Response::new(reply(&self.store, id))),
             Err(ChangeError::NotLeader) => Ok(Response::new(reply(&self.store, 0))),
             Err(ChangeError::Refused(why)) => Err(Status::failed_precondition(why)),

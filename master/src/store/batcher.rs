@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, Fatal, RaftError};
-use timonier_master_core::op::Txn;
+use timonier_master_core::level::Level;
+use timonier_master_core::op::{Mark, Txn};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::CommitError;
 use super::log::Space;
-use super::raft::{Batch, Raft, Verdict, Waiting};
+use super::machine;
+use super::raft::{Batch, Raft, Verdict, Vote, Waiting};
 
 /// Transactions that wait to be gathered; a caller past this waits to be queued.
 pub const QUEUE_MAX: usize = 4096;
@@ -24,6 +27,8 @@ const BATCH_TXNS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 1 << 20;
 /// An entry takes at most this part of a segment, so that what is under way fits the next one.
 const SEGMENT_PARTS: u64 = 8;
+/// The log says how much time has passed once so much has.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// At the end, what was proposed is waited for so long.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -52,6 +57,35 @@ pub struct Batcher {
     pub bytes_max: u64,
     /// The leadership is being handed over: nothing is proposed.
     pub paused: watch::Receiver<bool>,
+    pub machine: Arc<machine::Shared>,
+}
+
+/// Counts the time for the log. Between two leaders none is counted, so it is never ahead.
+#[derive(Default)]
+struct Counting {
+    /// Of the leadership that it counts in, and what of it is in the log.
+    since: Option<(Vote, Instant)>,
+}
+
+impl Counting {
+    /// The time since the last mark, if there is enough of it.
+    fn due(&mut self, vote: Vote, now: Instant) -> Option<Mark> {
+        match &mut self.since {
+            Some((counted, since)) if *counted == vote => {
+                let elapsed = now.saturating_duration_since(*since);
+                if elapsed < COUNT_INTERVAL {
+                    return None;
+                }
+                let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+                *since += Duration::from_millis(ms);
+                Some(Mark::Elapsed(ms))
+            }
+            other => {
+                *other = Some((vote, now));
+                None
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -63,10 +97,14 @@ struct Gathered {
 
 impl Gathered {
     fn add(&mut self, request: Request) {
-        self.encoded.push(if self.txns.is_empty() { b'[' } else { b',' });
-        self.encoded.extend_from_slice(&request.encoded);
-        self.txns.push(request.txn);
+        self.push(request.txn, &request.encoded);
         self.callers.push(request.answer);
+    }
+
+    fn push(&mut self, txn: Txn, encoded: &[u8]) {
+        self.encoded.push(if self.txns.is_empty() { b'[' } else { b',' });
+        self.encoded.extend_from_slice(encoded);
+        self.txns.push(txn);
     }
 
     fn bytes(&self) -> u64 {
@@ -78,6 +116,7 @@ impl Batcher {
     /// Runs until `closing`; then refuses what is queued, and waits a while for what
     /// was proposed.
     pub async fn run(mut self) {
+        let mut counting = Counting::default();
         // The one that did not fit the last entry.
         let mut left = None;
         loop {
@@ -96,6 +135,7 @@ impl Batcher {
                 let _ = self.paused.wait_for(|paused| !*paused).await;
             }
             left = self.gather(&mut gathered);
+            self.mark(&mut gathered, &mut counting);
             self.propose(gathered).await;
         }
         self.requests.close();
@@ -119,6 +159,19 @@ impl Batcher {
             gathered.add(request);
         }
         None
+    }
+
+    /// Adds the time that has passed, after all whose callers wait for a verdict.
+    fn mark(&self, gathered: &mut Gathered, counting: &mut Counting) {
+        let vote = self.raft.metrics().borrow().vote;
+        let Some(mark) = counting.due(vote, Instant::now()) else { return };
+        if self.machine.snapshot().level < Level::TIMED_IDS {
+            return;
+        }
+        let txn = Txn::marking(mark);
+        if let Ok(encoded) = serde_json::to_vec(&txn) {
+            gathered.push(txn, &encoded);
+        }
     }
 
     /// Returns when the entry is applied, or will not be by this master.

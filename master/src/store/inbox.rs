@@ -82,7 +82,7 @@ impl Inbox {
         let _promise = self.room_for(&request).await?;
         let reply = shared.raft.append_entries(wire::read_append(request)?).await;
         match reply {
-            Ok(reply) => Ok(wire::append_reply(&reply)),
+            Ok(reply) => Ok(wire::append_reply(&reply, shared.level_max)),
             Err(RaftError::Fatal(error)) => Err(stopped(&error)),
             Err(RaftError::APIError(never)) => match never {},
         }

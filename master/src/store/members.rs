@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
+use timonier_master_core::level::Level;
 use timonier_proto::v1::change_member_request::Action;
 use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, RaftHeader};
 use tokio_util::sync::CancellationToken;
@@ -212,11 +213,18 @@ impl Store {
     }
 
     /// Gives a master that is to join an id, and begins to send it everything. It votes by itself
-    /// once it has caught up. On the leader only.
-    pub async fn admit(&self, name: &str, address: &str) -> Result<u64, ChangeError> {
+    /// once it has caught up. `level` is the highest that its build knows. On the leader only.
+    pub async fn admit(&self, name: &str, address: &str, level: u32) -> Result<u64, ChangeError> {
         let _alone = self.one_at_a_time().await?;
         if !*self.shared.leader.borrow() {
             return Err(ChangeError::NotLeader);
+        }
+        let needed = self.snapshot().level;
+        if level.max(Level::FIRST.into()) < needed.into() {
+            return Err(refused(format!(
+                "join as master {name}: the cluster is at level {needed}, which the build of the \
+                 new master does not know; hint: take the build that the other masters run"
+            )));
         }
         let taken = self.members().into_iter().find(|member| member.name == name);
         if let Some(taken) = taken {

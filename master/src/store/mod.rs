@@ -16,6 +16,7 @@ mod forward;
 mod founding;
 mod inbox;
 mod keyring;
+mod level;
 mod log;
 mod machine;
 mod members;
@@ -42,6 +43,7 @@ use bytes::Bytes;
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, RaftError};
 use serde::{Deserialize, Serialize};
+use timonier_master_core::level::Level;
 use timonier_master_core::op::{Rejection, Txn};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Object;
@@ -99,6 +101,8 @@ pub struct StoreConfig {
     /// election; a leader that a majority has not answered for so long serves as one no longer.
     pub election_timeout: Duration,
     pub start: Start,
+    /// The highest level that it knows; one below the newest tests what upgrades do.
+    pub level_max: Level,
     /// Of this master, for people.
     pub name: String,
     /// `HOST:PORT` where the other masters reach this one.
@@ -127,6 +131,7 @@ impl StoreConfig {
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_secs(1),
             start: Start::First,
+            level_max: Level::NEWEST,
             name: String::new(),
             address: String::new(),
             transport: None,
@@ -191,6 +196,7 @@ struct Shared {
     /// Room in the queue, in KiB.
     room: Arc<Semaphore>,
     txn_bytes_max: u64,
+    level_max: Level,
     commit_timeout: Duration,
     election_timeout: Duration,
     opened: Instant,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openraft::SnapshotSegmentId;
@@ -36,7 +36,15 @@ pub struct Links {
     pub id: NodeId,
     pub cluster_id: String,
     pub transport: Arc<dyn Transport>,
-    heard: Mutex<BTreeMap<NodeId, Instant>>,
+    heard: Mutex<BTreeMap<NodeId, Heard>>,
+}
+
+/// What a master answered last.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Instant,
+    /// The highest level that its build knows.
+    level: u32,
 }
 
 impl Links {
@@ -48,14 +56,26 @@ impl Links {
         wire::header(&self.cluster_id, self.id, to)
     }
 
-    fn hear(&self, id: NodeId) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Instant::now());
+    fn heard(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Without a level, it is the one of its answer before.
+    fn hear(&self, id: NodeId, level: Option<u32>) {
+        let mut heard = self.heard();
+        let level = level.or_else(|| Some(heard.get(&id)?.level)).unwrap_or_default();
+        heard.insert(id, Heard { at: Instant::now(), level });
     }
 
     /// How long ago that master last answered this one, when it led.
     pub fn silence(&self, id: NodeId) -> Option<Duration> {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&id).map(Instant::elapsed)
+        self.heard().get(&id).map(|heard| heard.at.elapsed())
+    }
+
+    /// The highest level that this master's build knows, if it answered within `lately`.
+    pub fn level(&self, id: NodeId, lately: Duration) -> Option<u32> {
+        let heard = self.heard();
+        heard.get(&id).filter(|heard| heard.at.elapsed() < lately).map(|heard| heard.level)
     }
 }
 
@@ -141,7 +161,7 @@ impl RaftNetwork<Types> for Peer {
         let reply = answer
             .unwrap_or_else(|error| Err(TransportError(error.to_string())))
             .map_err(|error| unreachable(&error))?;
-        self.links.hear(self.target.id);
+        self.links.hear(self.target.id, Some(reply.level));
         let reply = wire::read_append_reply(reply).map_err(|error| garbled(&error))?;
         Ok(match (reply, partial) {
             (AppendEntriesResponse::Success, Some(last)) => {
@@ -173,7 +193,7 @@ impl RaftNetwork<Types> for Peer {
         };
         let sending = self.links.transport.install(&self.target, message);
         let reply = sending.await.map_err(|error| unreachable(&error))?;
-        self.links.hear(self.target.id);
+        self.links.hear(self.target.id, None);
         if reply.mismatch {
             let expect = SnapshotSegmentId { id: reply.expected_id, offset: reply.expected_offset };
             let error = InstallSnapshotError::from(SnapshotMismatch { expect, got });

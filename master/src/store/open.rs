@@ -20,7 +20,7 @@ use super::network::{Links, Network};
 use super::raft::{LogId, MasterNode, NodeId, Raft};
 use super::transport::NoTransport;
 use super::{
-    Open, QUEUE_KIB_MAX, Shared, Start, Store, StoreConfig, StoreError, blocking, members,
+    Open, QUEUE_KIB_MAX, Shared, Start, Store, StoreConfig, StoreError, blocking, level, members,
     snapshot_file, snapshotter,
 };
 
@@ -95,6 +95,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         failure: failure.clone(),
         bytes_max: txn_bytes_max,
         paused: paused.subscribe(),
+        machine: machine.clone(),
     };
     let tasks = vec![
         tokio::spawn(batcher.run()),
@@ -119,6 +120,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
         requests,
         room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
         txn_bytes_max,
+        level_max: config.level_max,
         commit_timeout: config.commit_timeout,
         election_timeout: config.election_timeout,
         opened: Instant::now(),
@@ -139,6 +141,8 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let me = MasterNode { address: config.address, name: config.name };
     let looking = members::look_after(members::weak(&store), me, store.shared.closing.clone());
     store.add_task(tokio::spawn(looking));
+    let raising = level::raise(members::weak(&store), store.shared.closing.clone());
+    store.add_task(tokio::spawn(raising));
     let elections = Elections {
         raft: store.shared.raft.clone(),
         shared: members::weak(&store),

@@ -9,7 +9,8 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use timonier_master_core::snapshot::Snapshot;
+use timonier_master_core::level::Level;
+use timonier_master_core::snapshot::{Answered, Snapshot};
 use timonier_proto::Object;
 
 use super::StoreError;
@@ -19,7 +20,10 @@ use super::machine::State;
 use super::raft::SnapshotMeta;
 use super::sealed::{self, Sealer, Unsealer};
 
+/// At [`Level::FIRST`]…
 const FORMAT: &str = "timonier snapshot 1";
+/// …and at later ones: with the level, the time that was counted, and when each id was remembered.
+const TIMED_FORMAT: &str = "timonier snapshot 2";
 const SUFFIX: &str = ".snapshot";
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -48,6 +52,10 @@ struct Head {
     revision: u64,
     objects: u64,
     answered: u64,
+    #[serde(default)]
+    level: u32,
+    #[serde(default)]
+    elapsed_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -128,20 +136,27 @@ pub fn write_lines<W: Write>(
     snapshot: &Snapshot,
 ) -> io::Result<W> {
     let mut out = Summed { out, crc: crc32fast::Hasher::new() };
+    let timed = snapshot.level >= Level::TIMED_IDS;
     let head = Head {
-        format: FORMAT.to_owned(),
+        format: if timed { TIMED_FORMAT } else { FORMAT }.to_owned(),
         cluster_id: cluster_id.to_owned(),
         meta: meta.clone(),
         revision: snapshot.revision,
         objects: snapshot.len() as u64,
         answered: snapshot.answered().count() as u64,
+        level: snapshot.level.into(),
+        elapsed_ms: snapshot.elapsed_ms,
     };
     out.line(&head)?;
     for object in snapshot.all_objects() {
         out.line(object)?;
     }
-    for answered in snapshot.answered() {
-        out.line(&answered)?;
+    for (id, Answered { revision, at_ms }) in snapshot.answered() {
+        if timed {
+            out.line(&(id, revision, at_ms))?;
+        } else {
+            out.line(&(id, revision))?;
+        }
     }
     let tail = Tail { crc32: out.crc.clone().finalize() };
     out.line(&tail)?;
@@ -246,9 +261,12 @@ pub fn load(
         line: Vec::new(),
     };
     let head: Head = lines.next()?;
-    if head.format != FORMAT {
-        return Err(lines.corrupt(format!("its format is {:?}, not {FORMAT:?}", head.format)));
-    }
+    let timed = match head.format.as_str() {
+        FORMAT => false,
+        TIMED_FORMAT => true,
+        other => return Err(lines.newer(format!("its format {other:?} is of another build"))),
+    };
+    let level = Level::try_from(head.level).map_err(|error| lines.newer(error.to_string()))?;
     if cluster_id != head.cluster_id {
         return Err(lines.corrupt(format!("it is of another cluster, {}", head.cluster_id)));
     }
@@ -258,14 +276,21 @@ pub fn load(
     }
     let mut answered = Vec::new();
     for _ in 0..head.answered {
-        answered.push(lines.next::<(String, u64)>()?);
+        let (id, revision, at_ms) = match timed {
+            true => lines.next()?,
+            false => lines.next().map(|(id, revision)| (id, revision, 0))?,
+        };
+        answered.push((id, Answered { revision, at_ms }));
     }
     let crc = lines.crc.clone().finalize();
     let tail: Tail = lines.next()?;
     if tail.crc32 != crc {
         return Err(lines.corrupt("its checksum does not match".to_owned()));
     }
-    Ok((head.meta, Snapshot::rebuild(head.revision, objects, answered)))
+    let mut snapshot = Snapshot::rebuild(head.revision, objects, answered);
+    snapshot.level = level;
+    snapshot.elapsed_ms = head.elapsed_ms;
+    Ok((head.meta, snapshot))
 }
 
 struct Lines<'a, R> {
@@ -310,15 +335,24 @@ impl<R: Read> Lines<'_, R> {
     }
 
     fn corrupt(&self, why: String) -> StoreError {
+        let hint = "restore the data folder from a backup; the log before the snapshot is gone, so \
+                    it cannot be made again";
+        self.refused(why, hint)
+    }
+
+    /// It is whole, but this build does not know what is in it.
+    fn newer(&self, why: String) -> StoreError {
+        self.refused(why, "take the build that wrote it, or a newer one")
+    }
+
+    fn refused(&self, why: String, hint: &str) -> StoreError {
         StoreError::Corrupt {
             what: "snapshot",
             path: self.path.to_owned(),
             offset: self.offset,
             index: None,
             why,
-            hint: "restore the data folder from a backup; the log before the snapshot is gone, so \
-                   it cannot be made again"
-                .to_owned(),
+            hint: hint.to_owned(),
         }
     }
 }

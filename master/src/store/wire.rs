@@ -3,6 +3,7 @@
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::{CommittedLeaderId, LeaderId};
+use timonier_master_core::level::Level;
 use timonier_proto::v1::append_reply::Result as Outcome;
 use timonier_proto::v1::{
     AppendReply, AppendRequest, RaftEntry, RaftHeader, RaftLogId, RaftVote, VoteReply, VoteRequest,
@@ -11,7 +12,8 @@ use timonier_proto::v1::{
 use super::log::{Kind, decode_entry, encode_payload};
 use super::raft::{Entry, LogId, NodeId, Types, Vote};
 
-/// Of the messages that this build sends.
+/// Of the messages that this build sends. What the log's entries and snapshots mean is bound to the
+/// cluster's [`timonier_master_core::level::Level`] instead.
 pub const VERSION: u32 = 1;
 /// Those that it takes. Masters are upgraded one by one, so a build that sends a newer version than
 /// the one before it takes that one's too, and those before it must have learned to take its.
@@ -106,14 +108,19 @@ pub fn read_append(message: AppendRequest) -> Result<AppendEntriesRequest<Types>
     })
 }
 
-pub fn append_reply(reply: &AppendEntriesResponse<NodeId>) -> AppendReply {
+pub fn append_reply(reply: &AppendEntriesResponse<NodeId>, level_max: Level) -> AppendReply {
     let (result, higher, matched) = match reply {
         AppendEntriesResponse::Success => (Outcome::Success, None, None),
         AppendEntriesResponse::PartialSuccess(matched) => (Outcome::Partial, None, *matched),
         AppendEntriesResponse::Conflict => (Outcome::Conflict, None, None),
         AppendEntriesResponse::HigherVote(higher) => (Outcome::HigherVote, Some(higher), None),
     };
-    AppendReply { result: result.into(), vote: higher.map(vote), matched: matched.map(log_id) }
+    AppendReply {
+        result: result.into(),
+        vote: higher.map(vote),
+        matched: matched.map(log_id),
+        level: level_max.into(),
+    }
 }
 
 pub fn read_append_reply(reply: AppendReply) -> Result<AppendEntriesResponse<NodeId>, WireError> {

@@ -2,7 +2,7 @@
 //! survives, whoever leads.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use timonier_master::store::{
     ChangeError, CommitError, Inbox, InboxError, Sending, Start, Store, StoreConfig, Target,
     Transport, TransportError,
 };
+use timonier_master_core::level::Level;
 use timonier_master_core::op::Txn;
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
@@ -93,11 +94,18 @@ pub(crate) struct Cluster {
     pub dir: tempfile::TempDir,
     pub net: Net,
     snapshot_entries: u64,
+    /// Of the masters that are opened from now on.
+    pub level_max: Level,
 }
 
 impl Cluster {
     pub fn new(snapshot_entries: u64) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), net: Net::default(), snapshot_entries }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            net: Net::default(),
+            snapshot_entries,
+            level_max: Level::NEWEST,
+        }
     }
 
     pub fn dir(&self, name: &str) -> PathBuf {
@@ -111,6 +119,7 @@ impl Cluster {
             name: name.to_owned(),
             address: format!("{name}:7443"),
             snapshot_entries: self.snapshot_entries,
+            level_max: self.level_max,
             transport: Some(Arc::new(End { net: self.net.clone(), me: me.clone() })),
             ..config(&self.dir(name))
         })
@@ -122,7 +131,7 @@ impl Cluster {
     }
 
     pub async fn join(&self, name: &str, leader: &Store) -> Store {
-        let id = leader.admit(name, &format!("{name}:7443")).await.unwrap();
+        let id = leader.admit(name, &format!("{name}:7443"), Level::NEWEST.into()).await.unwrap();
         let cluster_id = leader.cluster_id().to_owned();
         let store = self.open(name, Start::Joining { cluster_id, id }).await;
         until("the vote of the new master", || {
@@ -364,7 +373,7 @@ async fn masters_go_and_come_and_the_leadership_is_handed_over() {
         .await;
     let refused = a.remove(a.id()).await.unwrap_err();
     assert!(matches!(&refused, ChangeError::Refused(why) if why.contains("hint: ")), "{refused}");
-    let taken = c.admit("b", "b:7443").await.unwrap_err();
+    let taken = c.admit("b", "b:7443", Level::NEWEST.into()).await.unwrap_err();
     assert!(taken.to_string().contains("--name"), "{taken}");
     a.remove(lost).await.unwrap();
     let b = cluster.join("b", &c).await;
@@ -397,44 +406,4 @@ async fn idle_masters_write_nothing() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(fsyncs(), before);
     close([a, b, c]).await;
-}
-
-/// A data folder that the build before encryption and several masters wrote: 30 entries in a
-/// snapshot, the rest in the log. The log's file was cut where its zeros begin.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_of_the_first_builds_is_read() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store/fixtures/v1");
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["cluster.json", "log/state", "log/000000000001.log"] {
-        let to = dir.path().join(name);
-        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        std::fs::copy(fixture.join(name), to).unwrap();
-    }
-    let snapshot = "snapshots/00000000000000000029-1.snapshot";
-    std::fs::create_dir_all(dir.path().join("snapshots")).unwrap();
-    std::fs::copy(fixture.join(snapshot), dir.path().join(snapshot)).unwrap();
-    let log = dir.path().join("log/000000000001.log");
-    std::fs::OpenOptions::new().write(true).open(log).unwrap().set_len(32 << 20).unwrap();
-    let open = || async {
-        let config = StoreConfig {
-            name: "old".to_owned(),
-            address: "127.0.0.1:7443".to_owned(),
-            ..StoreConfig::new(dir.path())
-        };
-        Store::open(config).await.unwrap_or_else(|error| panic!("{error}"))
-    };
-    let store = open().await;
-    assert_eq!(store.cluster_id(), "13d821e8-3d30-42f9-91d5-820b79cadb9d");
-    for n in 1..=45 {
-        assert_eq!(value(&store, &format!("n{n}")), Some(format!("v{n}")));
-    }
-    assert_eq!(value(&store, "one").as_deref(), Some("1"));
-    // It learns its name and address, which were not written then.
-    until("its address", || store.members()[0].address == "127.0.0.1:7443").await;
-    put(&store, "one", "2").await.unwrap();
-    store.shutdown().await.unwrap();
-    let store = open().await;
-    assert_eq!(value(&store, "one").as_deref(), Some("2"));
-    assert_eq!(store.members()[0].name, "old");
-    store.shutdown().await.unwrap();
 }

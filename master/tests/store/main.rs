@@ -15,6 +15,7 @@ mod recovery;
 mod sealing;
 mod snapshots;
 mod speed;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::Path;

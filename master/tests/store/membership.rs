@@ -1,6 +1,7 @@
 //! Changes of the members that would harm are refused, each with what to do instead.
 
 use timonier_master::store::{ChangeError, Start, Store, WIRE_VERSION};
+use timonier_master_core::level::Level;
 use timonier_proto::v1::{PeerStatusRequest, RaftHeader};
 
 use crate::cluster::{Cluster, close, leader_of};
@@ -53,7 +54,7 @@ async fn nothing_is_removed_that_the_quorum_needs() {
 async fn one_that_never_came_does_not_vote() {
     let cluster = Cluster::new(20_000);
     let a = cluster.open("a", Start::First).await;
-    let id = a.admit("b", "b:7443").await.unwrap();
+    let id = a.admit("b", "b:7443", Level::NEWEST.into()).await.unwrap();
     let text = why(a.promote(id).await);
     assert!(text.contains("it does not answer"), "{text}");
     let text = why(a.transfer_leadership(Some(id)).await);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use timonier_identity::Identity;
 use timonier_master::store::{Start, Store, StoreConfig, blocking};
+use timonier_master_core::level::Level;
 
 use crate::agents::AgentHost;
 use crate::complaints::Listener;
@@ -292,8 +293,13 @@ impl Cluster {
             self.world.spawn(0, async move {
                 loop {
                     if let Some(store) = door.store()
-                        && let Ok(id) =
-                            store.admit(&membership::name(host), &transport::address(host)).await
+                        && let Ok(id) = store
+                            .admit(
+                                &membership::name(host),
+                                &transport::address(host),
+                                Level::NEWEST.into(),
+                            )
+                            .await
                     {
                         let cluster_id = store.cluster_id().to_owned();
                         let start = Start::Joining { cluster_id, id };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use timonier_master::store::{Start, Store};
+use timonier_master_core::level::Level;
 
 use crate::os::HostId;
 use crate::transport::address;
@@ -59,7 +60,10 @@ pub fn name(host: HostId) -> String {
 async fn do_it(store: Store, asked: Asked, id: Option<u64>) -> Result<Option<Start>, String> {
     let done = match (asked, id) {
         (Asked::Add(host), _) => {
-            let id = store.admit(&name(host), &address(host)).await.map_err(|e| e.to_string())?;
+            let id = store
+                .admit(&name(host), &address(host), Level::NEWEST.into())
+                .await
+                .map_err(|e| e.to_string())?;
             let cluster_id = store.cluster_id().to_owned();
             return Ok(Some(Start::Joining { cluster_id, id }));
         }

@@ -85,7 +85,7 @@ async fn change_one(clients: Clients, name: &'static str) {
 }
 
 async fn write(clients: &Clients, id: &str, op: Op) {
-    let txn = Txn { id: Some(id.to_owned()), ops: vec![op], preconditions: Vec::new() };
+    let txn = Txn { id: Some(id.to_owned()), ..Txn::of(vec![op]) };
     while !matches!(clients.commit(&txn).await, Some(Ok(_))) {
         tokio::time::sleep(RETRY).await;
     }

@@ -101,7 +101,7 @@ impl Clients {
             let txn = Txn {
                 id: Some(format!("prepare-{register}")),
                 ops: vec![Op::Create(named(object(&name(register), 0)))],
-                preconditions: Vec::new(),
+                ..Txn::default()
             };
             let begun = self.begin(register, Action::Write(0), "prepare".to_owned());
             loop {
@@ -139,7 +139,7 @@ impl Clients {
         let txn = Txn {
             id: Some(format!("write-{new}")),
             ops: vec![Op::Replace(object(&name(register), new))],
-            preconditions: Vec::new(),
+            ..Txn::default()
         };
         let begun = self.begin(register, Action::Write(new), format!("client {client}"));
         let result = self.commit(&txn).await;
@@ -156,6 +156,7 @@ impl Clients {
             id: Some(format!("swap-{new}")),
             ops: vec![Op::Replace(object(&name(register), new))],
             preconditions: vec![Precondition::Revision(key, revision)],
+            ..Txn::default()
         };
         let swap = Action::Swap(Some(old), new, true);
         let begun = self.begin(register, swap, format!("client {client}"));
@@ -175,7 +176,7 @@ impl Clients {
         let txn = Txn {
             id: Some(name.clone()),
             ops: vec![Op::Create(named(object(&name, value)))],
-            preconditions: Vec::new(),
+            ..Txn::default()
         };
         match self.commit(&txn).await {
             Some(Ok(_)) => {

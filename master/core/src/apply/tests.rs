@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use timonier_proto::Kind;
 
 use super::*;
-use crate::snapshot::TXN_IDS_MAX;
+use crate::level::Level;
+use crate::snapshot::{TXN_ID_KEPT_MS, TXN_IDS_MAX};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -194,7 +195,7 @@ fn preconditions_hold_or_nothing_happens() {
     ] {
         let mut snapshot = with_pod(false);
         let ops = vec![Op::Create(pod("c").into_object())];
-        let txn = Txn { id: None, ops, preconditions: vec![precondition] };
+        let txn = Txn { preconditions: vec![precondition], ..Txn::of(ops) };
         assert_eq!(snapshot.apply(&txn).err(), refused);
         assert_eq!(snapshot.object(&pod_key("c")).is_some(), refused.is_none());
     }
@@ -253,23 +254,80 @@ fn an_event_is_counted() {
     assert!(matches!(no_status, Err(Rejection::Invalid { .. })));
 }
 
+/// A transaction that does nothing, under an id of its own.
+fn numbered(n: usize) -> Txn {
+    Txn { id: Some(format!("t{n}")), ..Txn::default() }
+}
+
+fn creating_once() -> Txn {
+    Txn { id: Some("once".to_owned()), ..Txn::of(vec![Op::Create(pod("a").into_object())]) }
+}
+
+fn timed() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.apply(&Txn::marking(Mark::Level(Level::TIMED_IDS))).unwrap();
+    snapshot
+}
+
 #[test]
 fn a_repeated_id_is_answered_while_it_is_remembered() {
-    let mut snapshot = Snapshot::default();
-    let txn = |n: usize| Txn { id: Some(format!("t{n}")), ..Txn::default() };
-    let create =
-        Txn { id: Some("once".to_owned()), ..Txn::of(vec![Op::Create(pod("a").into_object())]) };
+    let mut snapshot = timed();
+    let create = creating_once();
     let first = snapshot.apply(&create).unwrap();
     let again = snapshot.apply(&create).unwrap();
     assert_eq!((again.revision, again.repeated, again.changes), (first.revision, true, vec![]));
-    for n in 0..TXN_IDS_MAX {
-        snapshot.apply(&txn(n)).unwrap();
+    // However many come after it.
+    for n in 0..TXN_IDS_MAX - 1 {
+        snapshot.apply(&numbered(n)).unwrap();
     }
-    assert_eq!(snapshot.answered().count(), TXN_IDS_MAX);
+    snapshot.apply(&Txn::marking(Mark::Elapsed(TXN_ID_KEPT_MS))).unwrap();
+    assert!(snapshot.apply(&create).unwrap().repeated);
+    // Past its time, all those of its time go with it.
+    snapshot.apply(&Txn::marking(Mark::Elapsed(1))).unwrap();
+    snapshot.apply(&numbered(TXN_IDS_MAX)).unwrap();
+    assert_eq!(snapshot.answered().count(), 1);
     assert_eq!(snapshot.apply(&create), Err(Rejection::AlreadyExists(pod_key("a"))));
     // A refused one is judged anew.
     let refused = Txn { id: Some("no".to_owned()), ..create };
     assert!(snapshot.apply(&refused).is_err() && snapshot.apply(&refused).is_err());
+}
+
+#[test]
+fn ids_are_bounded_however_fast_they_come() {
+    let mut snapshot = timed();
+    for n in 0..TXN_IDS_MAX + 10 {
+        snapshot.apply(&numbered(n)).unwrap();
+    }
+    assert_eq!(snapshot.answered().count(), TXN_IDS_MAX);
+    assert_eq!(snapshot.answered_at("t9"), None);
+    assert_eq!(snapshot.answered_at("t10"), Some(0));
+}
+
+/// As the builds do that know no other level: on their masters the same is forgotten.
+#[test]
+fn at_the_first_level_ids_are_remembered_by_number() {
+    let mut snapshot = Snapshot::default();
+    let create = creating_once();
+    snapshot.apply(&create).unwrap();
+    for n in 0..9_999 {
+        snapshot.apply(&numbered(n)).unwrap();
+    }
+    assert!(snapshot.apply(&create).unwrap().repeated);
+    snapshot.apply(&numbered(9_999)).unwrap();
+    assert_eq!(snapshot.answered_at("once"), None);
+    assert_eq!(snapshot.answered().count(), 10_000);
+}
+
+#[test]
+fn a_level_never_sinks_and_a_newer_one_is_not_read() {
+    let mut snapshot = timed();
+    let applied = snapshot.apply(&Txn::marking(Mark::Level(Level::FIRST))).unwrap();
+    assert_eq!((snapshot.level, applied.changes), (Level::TIMED_IDS, vec![]));
+    let newer = r#"{"ops":[],"mark":{"Level":99}}"#;
+    let error = serde_json::from_str::<Txn>(newer).unwrap_err().to_string();
+    assert!(error.contains("the cluster is at level 99, this build knows"), "{error}");
+    let unknown = r#"{"ops":[],"mark":{"Colour":1}}"#;
+    assert!(serde_json::from_str::<Txn>(unknown).is_err());
 }
 
 fn arbitrary_op() -> impl Strategy<Value = Op> {
@@ -310,11 +368,8 @@ fn arbitrary_op() -> impl Strategy<Value = Op> {
 
 fn arbitrary_txn() -> impl Strategy<Value = Txn> {
     let id = proptest::option::weighted(0.3, "[a-d]");
-    (id, proptest::collection::vec(arbitrary_op(), 0..4)).prop_map(|(id, ops)| Txn {
-        id,
-        ops,
-        preconditions: vec![],
-    })
+    (id, proptest::collection::vec(arbitrary_op(), 0..4))
+        .prop_map(|(id, ops)| Txn { id, ..Txn::of(ops) })
 }
 
 /// Through the form in which objects are stored.
@@ -323,7 +378,7 @@ fn stored_and_read(snapshot: &Snapshot) -> Snapshot {
         snapshot.all_objects().map(|o| serde_json::to_string(o).unwrap()).collect();
     assert_eq!(objects.len(), snapshot.len());
     let objects = objects.iter().map(|json| serde_json::from_str(json).unwrap());
-    let answered = snapshot.answered().map(|(id, revision)| (id.to_owned(), revision));
+    let answered = snapshot.answered().map(|(id, answered)| (id.to_owned(), answered));
     Snapshot::rebuild(snapshot.revision, objects, answered)
 }
 

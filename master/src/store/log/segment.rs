@@ -171,7 +171,14 @@ pub fn read_entry(
     }
     let payload = record::unseal(&header, payload, keyring)
         .map_err(|error| sealed_otherwise(path, place, &error))?;
-    record::decode_entry(place.log_id, place.kind, payload).map_err(|e| damaged(e.to_string()))
+    record::decode_entry(place.log_id, place.kind, payload).map_err(|error| StoreError::Corrupt {
+        what: "log",
+        path: path.to_owned(),
+        offset: place.offset,
+        index: Some(place.log_id.index),
+        why: error.to_string(),
+        hint: "its checksum is right, so another build wrote it: start that one again".to_owned(),
+    })
 }
 
 /// The record is as it was written, but the keyring is not the one that sealed it.

@@ -38,7 +38,7 @@ fn try_evict(cluster: &mut Cluster, pod: &Pod) -> Result<(), String> {
         Answer::Allowed { mut ops, preconditions } => {
             let (key, uid) = (key_of(pod), pod.metadata.uid.clone());
             ops.push(Op::MarkDeleted { key, uid, at: cluster.now, grace_seconds: 30 });
-            cluster.commit(Txn { id: None, ops, preconditions }).map_err(|e| e.to_string())
+            cluster.commit(Txn { preconditions, ..Txn::of(ops) }).map_err(|e| e.to_string())
         }
         Answer::Refused(why) => Err(why),
         Answer::TooManyBudgets(names) => Err(format!("{names:?}")),
@@ -137,7 +137,7 @@ fn two_evictions_of_one_state_do_not_take_the_same() {
         let Answer::Allowed { mut ops, preconditions } = answer else { panic!("{answer:?}") };
         let (key, uid) = (key_of(&**pod), pod.metadata.uid.clone());
         ops.push(Op::MarkDeleted { key, uid, at: cluster.now, grace_seconds: 30 });
-        done += usize::from(cluster.commit(Txn { id: None, ops, preconditions }).is_ok());
+        done += usize::from(cluster.commit(Txn { preconditions, ..Txn::of(ops) }).is_ok());
     }
     assert_eq!(done, 1);
 }
