@@ -93,7 +93,9 @@ pub async fn run(args: Args, ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
+/// 0 is what masters answer that know no levels: they go by the first.
 fn level(level: u32, known: u32) -> String {
+    let level = level.max(1);
     if level < known {
         format!("{level} ({known} once all masters are upgraded)")
     } else {

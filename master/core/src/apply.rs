@@ -80,7 +80,7 @@ impl Snapshot {
             Precondition::Absent(key) if self.object(key).is_some() => {
                 Err(Rejection::AlreadyExists(key.clone()))
             }
-            Precondition::Absent(_) => Ok(()),
+            Precondition::Absent(_) | Precondition::Knows(_) => Ok(()),
             Precondition::Revision(key, expected) => {
                 let found = self.existing(key, None)?.resource_version();
                 if found == *expected {

@@ -56,6 +56,9 @@ pub enum Precondition {
         what: Claimed,
         by: ObjectKey,
     },
+    /// Whoever reads this knows the level: builds of the first one do not read it, where they would
+    /// pass over a mark.
+    Knows(Level),
 }
 
 /// What only one object may have.
@@ -106,7 +109,11 @@ impl Txn {
     }
 
     pub fn marking(mark: Mark) -> Self {
-        Self { mark: Some(mark), ..Self::default() }
+        let preconditions = match mark {
+            Mark::Level(level) => vec![Precondition::Knows(level)],
+            Mark::Elapsed(_) => Vec::new(),
+        };
+        Self { preconditions, mark: Some(mark), ..Self::default() }
     }
 }
 
