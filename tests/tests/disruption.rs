@@ -156,9 +156,9 @@ async fn a_unique_pod_is_never_there_twice() -> Result<()> {
     Ok(())
 }
 
-/// Sends a signal to the first agent and waits until it has ended by it.
-async fn end_agent(cluster: &Cluster, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(0))?).context("a pid")?;
+/// Sends a signal to an agent and waits until it has ended by it.
+async fn end_agent(cluster: &Cluster, index: usize, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(index))?).context("a pid")?;
     kill_process(pid, signal)?;
     wait::until("the agent to end", MINUTE, || async {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
@@ -169,9 +169,9 @@ async fn end_agent(cluster: &Cluster, signal: Signal) -> Result<()> {
     .await
 }
 
-/// How many the first agent's pods have that run.
-async fn containers(cluster: &Cluster) -> Result<usize> {
-    let label = [format!("io.timonier.node={}", cluster.node_name(0))];
+/// How many of an agent's pods' containers run.
+async fn containers(cluster: &Cluster, index: usize) -> Result<usize> {
+    let label = [format!("io.timonier.node={}", cluster.node_name(index))];
     Ok(docker::running(&docker::connect()?, &label).await?.len())
 }
 
@@ -185,8 +185,8 @@ async fn a_host_that_goes_down_gives_its_pods_away_and_takes_new_ones_when_it_is
     cluster.apply(&web(4)).await?;
     wait_healthy(&cluster, 4).await?;
     // What a host without systemd says when it goes down.
-    end_agent(&cluster, Signal::POWER).await?;
-    let left = containers(&cluster).await?;
+    end_agent(&cluster, 0, Signal::POWER).await?;
+    let left = containers(&cluster, 0).await?;
     ensure!(left == 0, "{left} containers run on");
     wait_healthy(&cluster, 4).await?;
     let events = cluster.ctl(&["events"]).await?.ok()?;
@@ -224,15 +224,15 @@ async fn sigterm_moves_pods_where_the_host_goes_down_and_leaves_them_where_only_
     let mut cluster = Cluster::start(options).await?;
     cluster.apply(&web(4)).await?;
     wait_healthy(&cluster, 4).await?;
-    let before = containers(&cluster).await?;
-    ensure!(before > 0, "no pod is on the first node");
-    end_agent(&cluster, Signal::TERM).await?;
-    let left = containers(&cluster).await?;
+    let before = containers(&cluster, 1).await?;
+    ensure!(before > 0, "no pod is on the second node");
+    end_agent(&cluster, 1, Signal::TERM).await?;
+    let left = containers(&cluster, 1).await?;
     ensure!(left == before, "{left} of {before} containers run on");
-    cluster.kill_agent(0)?;
-    cluster.start_agent(0)?;
+    cluster.kill_agent(1)?;
+    cluster.start_agent(1)?;
     // Its node was never missed, so that says nothing.
-    let log = cluster.dir().join(cluster.node_name(0) + ".log");
+    let log = cluster.dir().join(cluster.node_name(1) + ".log");
     wait::until("the agent's second session", MINUTE, || async {
         let sessions = std::fs::read_to_string(&log)?.matches("session opened").count();
         ensure!(sessions == 2, "{sessions} sessions");
@@ -242,8 +242,8 @@ async fn sigterm_moves_pods_where_the_host_goes_down_and_leaves_them_where_only_
     wait_healthy(&cluster, 4).await?;
 
     std::fs::write(systemd.path().join("state"), "stopping")?;
-    end_agent(&cluster, Signal::TERM).await?;
-    let left = containers(&cluster).await?;
+    end_agent(&cluster, 0, Signal::TERM).await?;
+    let left = containers(&cluster, 0).await?;
     ensure!(left == 0, "{left} containers run on");
     // It said so itself before it ended: nobody had to miss it, and nothing new goes there.
     let node = cluster.node_name(0);
