@@ -102,43 +102,64 @@ pub struct Checked {
     pub state_bytes: u64,
 }
 
-/// Reads all of `source`, in bounded memory. Nothing of the state is looked into.
+/// Judges a file while it passes, in bounded memory. Nothing of the state is looked into.
+#[derive(Debug, Default)]
+pub struct Checker {
+    /// What could still be the first line, or the last.
+    pending: Vec<u8>,
+    sum: Sum,
+    /// Bytes that are in the sum.
+    summed: u64,
+    /// The first line, and where the state begins.
+    head: Option<(Header, u64)>,
+}
+
+impl Checker {
+    /// The next bytes of the file; an error as soon as they show that it is none of ours.
+    pub fn update(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
+        self.pending.extend_from_slice(bytes);
+        if self.head.is_none() {
+            self.head = read_header(&self.pending, false)?;
+        }
+        if self.head.is_some() && self.pending.len() > TRAILER_BYTES {
+            let take = self.pending.len() - TRAILER_BYTES;
+            self.sum.update(&self.pending[..take]);
+            self.summed += take as u64;
+            self.pending.drain(..take);
+        }
+        Ok(())
+    }
+
+    /// The file has ended.
+    pub fn finish(mut self) -> Result<Checked, BackupError> {
+        if self.head.is_none() {
+            self.head = read_header(&self.pending, true)?;
+        }
+        let (header, state_from) = self.head.ok_or(BackupError::Truncated)?;
+        let is_last =
+            self.pending.len() == TRAILER_BYTES && self.pending.starts_with(TRAILER_BEGIN);
+        if !is_last || self.summed < state_from {
+            return Err(BackupError::Truncated);
+        }
+        if self.sum.trailer() != self.pending {
+            return Err(BackupError::Damaged);
+        }
+        Ok(Checked { header, state_from, state_bytes: self.summed - state_from })
+    }
+}
+
+/// Reads all of `source`, as [`Checker`] does.
 pub fn check(mut source: impl Read) -> Result<Checked, BackupError> {
-    let mut pending = Vec::with_capacity(BUFFER_BYTES + TRAILER_BYTES);
-    let mut sum = Sum::default();
-    let mut head: Option<(Header, u64)> = None;
-    let mut summed = 0_u64;
+    let mut checker = Checker::default();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let got = match source.read(&mut buffer) {
-            Ok(got) => got,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+        match source.read(&mut buffer) {
+            Ok(0) => return checker.finish(),
+            Ok(got) => checker.update(&buffer[..got])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
-        };
-        pending.extend_from_slice(&buffer[..got]);
-        if head.is_none() {
-            head = read_header(&pending, got == 0)?;
-        }
-        if got == 0 {
-            break;
-        }
-        // What could be the last line waits.
-        if head.is_some() && pending.len() > TRAILER_BYTES {
-            let take = pending.len() - TRAILER_BYTES;
-            sum.update(&pending[..take]);
-            summed += take as u64;
-            pending.drain(..take);
         }
     }
-    let (header, state_from) = head.ok_or(BackupError::Truncated)?;
-    if !pending.starts_with(TRAILER_BEGIN) || pending.len() != TRAILER_BYTES || summed < state_from
-    {
-        return Err(BackupError::Truncated);
-    }
-    if sum.trailer() != pending {
-        return Err(BackupError::Damaged);
-    }
-    Ok(Checked { header, state_from, state_bytes: summed - state_from })
 }
 
 /// The first line, once all of it is there.
@@ -197,6 +218,25 @@ mod tests {
         let state = &bytes[checked.state_from as usize..][..checked.state_bytes as usize];
         assert!(state.starts_with(b"some state\n") && state.ends_with(b"some state\n"));
         assert_eq!(checked.header.revision, 7);
+    }
+
+    #[test]
+    fn a_file_is_judged_the_same_in_pieces_of_any_size() {
+        let bytes = file();
+        let whole = check(&bytes[..]).unwrap();
+        for size in [1, 7, TRAILER_BYTES, 4096, bytes.len()] {
+            let judge = |bytes: &[u8]| {
+                let mut checker = Checker::default();
+                bytes.chunks(size).try_for_each(|piece| checker.update(piece))?;
+                checker.finish()
+            };
+            assert_eq!(judge(&bytes).unwrap(), whole, "pieces of {size}");
+            let mut bad = bytes.clone();
+            bad[300_000] ^= 1;
+            assert!(matches!(judge(&bad), Err(BackupError::Damaged)), "pieces of {size}");
+            let cut = &bytes[..bytes.len() - TRAILER_BYTES];
+            assert!(matches!(judge(cut), Err(BackupError::Truncated)), "pieces of {size}");
+        }
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Options {
     pub places: Vec<Place>,
     pub master_args: Vec<String>,
     pub agent_args: Vec<String>,
+    /// A folder whose programs agents find before the host's.
+    pub agent_programs: Option<PathBuf>,
     /// Where its own folder is made; where all temporary ones are, by default.
     pub folder: Option<PathBuf>,
     /// Where the only master keeps its data; a folder of the cluster's own by default.
@@ -174,6 +176,11 @@ impl Cluster {
             .args(&self.options.agent_args)
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(folder) = &self.options.agent_programs {
+            let hosts = std::env::var_os("PATH").unwrap_or_default();
+            let folders = [folder.clone()].into_iter().chain(std::env::split_paths(&hosts));
+            command.env("PATH", std::env::join_paths(folders)?);
+        }
         self.agents[index] = Some(command.spawn().context("start timonier-agent")?);
         Ok(())
     }
@@ -252,12 +259,22 @@ impl Cluster {
 
     /// As [`Self::ctl`], with `input` on its standard input.
     pub async fn ctl_with(&self, args: &[&str], input: Option<&str>) -> Result<Output> {
+        let config = self.folder_with("admin.yaml").join("admin.yaml");
+        self.run_ctl(args, &config, input).await
+    }
+
+    /// As [`Self::ctl`], by whoever's configuration it is; relative to the cluster's folder.
+    pub async fn ctl_by(&self, config: &str, args: &[&str]) -> Result<Output> {
+        self.run_ctl(args, Path::new(config), None).await
+    }
+
+    async fn run_ctl(&self, args: &[&str], config: &Path, input: Option<&str>) -> Result<Output> {
         use tokio::io::AsyncWriteExt;
         let mut command = tokio::process::Command::new(binary("timonctl")?);
         command
             .args(args)
             .env("TIMONIER_SERVER", self.addresses())
-            .env("TIMONIER_CONFIG", self.folder_with("admin.yaml").join("admin.yaml"))
+            .env("TIMONIER_CONFIG", config)
             .env("NO_COLOR", "1")
             .env("LANG", "C")
             .current_dir(self.dir.path())

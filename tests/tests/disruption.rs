@@ -1,5 +1,7 @@
 //! Taking nodes out of service on purpose: budgets are kept, and nothing is lost on the way.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -154,6 +156,25 @@ async fn a_unique_pod_is_never_there_twice() -> Result<()> {
     Ok(())
 }
 
+/// Sends a signal to an agent and waits until it has ended by it.
+async fn end_agent(cluster: &Cluster, index: usize, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(index))?).context("a pid")?;
+    kill_process(pid, signal)?;
+    wait::until("the agent to end", MINUTE, || async {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+        // Nobody has waited for it yet: a zombie has ended.
+        ensure!(stat.map_or(true, |stat| stat.contains(") Z ")), "it runs");
+        Ok(())
+    })
+    .await
+}
+
+/// How many of an agent's pods' containers run.
+async fn containers(cluster: &Cluster, index: usize) -> Result<usize> {
+    let label = [format!("io.timonier.node={}", cluster.node_name(index))];
+    Ok(docker::running(&docker::connect()?, &label).await?.len())
+}
+
 /// A host that goes down in order gives its pods away; when it is back its node is as it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_goes_down_gives_its_pods_away_and_takes_new_ones_when_it_is_back() -> Result<()>
@@ -163,21 +184,10 @@ async fn a_host_that_goes_down_gives_its_pods_away_and_takes_new_ones_when_it_is
     let mut cluster = Cluster::start(options).await?;
     cluster.apply(&web(4)).await?;
     wait_healthy(&cluster, 4).await?;
-    let node = cluster.node_name(0);
     // What a host without systemd says when it goes down.
-    let pid = Pid::from_raw(i32::try_from(cluster.agent_pid(0))?).context("a pid")?;
-    kill_process(pid, Signal::POWER)?;
-    wait::until("the agent to end", MINUTE, || async {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        // Nobody has waited for it yet: a zombie has ended.
-        ensure!(stat.map_or(true, |stat| stat.contains(") Z ")), "it runs");
-        Ok(())
-    })
-    .await?;
-    let engine = docker::connect()?;
-    let label = [format!("io.timonier.node={node}")];
-    let left = docker::running(&engine, &label).await?;
-    ensure!(left.is_empty(), "containers run on: {left:?}");
+    end_agent(&cluster, 0, Signal::POWER).await?;
+    let left = containers(&cluster, 0).await?;
+    ensure!(left == 0, "{left} containers run on");
     wait_healthy(&cluster, 4).await?;
     let events = cluster.ctl(&["events"]).await?.ok()?;
     ensure!(events.contains("which is shutting down"), "{events}");
@@ -186,5 +196,64 @@ async fn a_host_that_goes_down_gives_its_pods_away_and_takes_new_ones_when_it_is
     cluster.wait_nodes_ready().await?;
     let nodes = cluster.ctl(&["get", "nodes"]).await?.ok()?;
     ensure!(!nodes.contains("SchedulingDisabled"), "{nodes}");
+    Ok(())
+}
+
+/// A systemd that says of its host what is in the file beside it.
+fn played_systemd(state: &str) -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("systemctl");
+    let text = format!("#!/bin/sh\ncat {}/state\n", folder.path().display());
+    std::fs::write(&program, text)?;
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    std::fs::write(folder.path().join("state"), state)?;
+    Ok(folder)
+}
+
+/// SIGTERM is what systemd sends in both cases; only in one of them do pods have to move.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_moves_pods_where_the_host_goes_down_and_leaves_them_where_only_the_agent_stops()
+-> Result<()> {
+    let systemd = played_systemd("running")?;
+    let options = Options {
+        agents: 2,
+        agent_args: vec!["--drain-on-shutdown".into(), "30".into()],
+        agent_programs: Some(systemd.path().to_owned()),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options).await?;
+    cluster.apply(&web(4)).await?;
+    wait_healthy(&cluster, 4).await?;
+    let before = containers(&cluster, 1).await?;
+    ensure!(before > 0, "no pod is on the second node");
+    end_agent(&cluster, 1, Signal::TERM).await?;
+    let left = containers(&cluster, 1).await?;
+    ensure!(left == before, "{left} of {before} containers run on");
+    cluster.kill_agent(1)?;
+    cluster.start_agent(1)?;
+    // Its node was never missed, so that says nothing.
+    let log = cluster.dir().join(cluster.node_name(1) + ".log");
+    wait::until("the agent's second session", MINUTE, || async {
+        let sessions = std::fs::read_to_string(&log)?.matches("session opened").count();
+        ensure!(sessions == 2, "{sessions} sessions");
+        Ok(())
+    })
+    .await?;
+    wait_healthy(&cluster, 4).await?;
+
+    std::fs::write(systemd.path().join("state"), "stopping")?;
+    end_agent(&cluster, 0, Signal::TERM).await?;
+    let left = containers(&cluster, 0).await?;
+    ensure!(left == 0, "{left} containers run on");
+    // It said so itself before it ended: nobody had to miss it, and nothing new goes there.
+    let node = cluster.node_name(0);
+    let page = cluster.ctl(&["describe", "node", &node]).await?.ok()?;
+    for part in ["NodeShutdown", "node.kubernetes.io/not-ready", "which is shutting down"] {
+        ensure!(page.contains(part), "no {part} in\n{page}");
+    }
+    wait_healthy(&cluster, 4).await?;
+    for pod in cluster.list(Kind::Pod, "default").await?.iter().filter(|pod| !is_leaving(pod)) {
+        ensure!(pod.to_value()?["spec"]["nodeName"] != node.as_str(), "a pod is on {node}");
+    }
     Ok(())
 }

@@ -162,3 +162,44 @@ async fn a_pod_has_the_token_of_its_service_account() -> Result<()> {
     ensure!(who(&token).await.is_err_and(|status| status.code() == tonic::Code::Unauthenticated));
     Ok(())
 }
+
+/// timonctl's words and exit codes for what a real master decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_one_is_and_what_one_may_is_told_by_words_and_exit_codes() -> Result<()> {
+    let cluster = Cluster::start(Options::default()).await?;
+    let issue = ["certificate", "issue", "--user", "vera", "--group", "dev"];
+    std::fs::write(cluster.dir().join("vera.yaml"), cluster.ctl(&issue).await?.ok()?)?;
+    let who = cluster.ctl_by("vera.yaml", &["auth", "whoami"]).await?.ok()?;
+    ensure!(who.contains("vera") && who.contains("[dev system:authenticated]"), "{who}");
+
+    let role = ["create", "role", "reader", "--verb", "get,list", "--resource", "pods"];
+    cluster.ctl(&role).await?.ok()?;
+    let bind = ["create", "rolebinding", "reader", "--role", "reader", "--group", "dev"];
+    cluster.ctl(&bind).await?.ok()?;
+    for (asked, code) in [
+        (&["get", "pods"][..], 0),
+        (&["get", "pods/web"], 0),
+        (&["get", "pods", "-n", "kube-system"], 1),
+        (&["get", "pods", "-A"], 1),
+        (&["get", "pods", "--subresource", "log"], 1),
+        (&["delete", "pods"], 1),
+        (&["get", "secrets"], 1),
+    ] {
+        let words = if code == 0 { "yes\n" } else { "no\n" };
+        let args = [&["auth", "can-i"], asked].concat();
+        let own = cluster.ctl_by("vera.yaml", &args).await?;
+        ensure!((own.code, own.stdout.as_str()) == (code, words), "{asked:?}: {own:?}");
+        // Whoever may act as her is told the same.
+        let acting = [&["--as", "vera", "--as-group", "dev"], &args[..]].concat();
+        let told = cluster.ctl(&acting).await?;
+        ensure!((told.code, told.stdout.as_str()) == (code, words), "{asked:?}: {told:?}");
+        let admin = cluster.ctl(&args).await?;
+        ensure!((admin.code, admin.stdout.as_str()) == (0, "yes\n"), "{asked:?}: {admin:?}");
+    }
+    let list = cluster.ctl_by("vera.yaml", &["auth", "can-i", "--list"]).await?.ok()?;
+    let pods = list.lines().find(|line| line.starts_with("pods ")).context("a line of pods")?;
+    ensure!(pods.contains("[get list]"), "{list}");
+    let list = cluster.ctl(&["auth", "can-i", "--list"]).await?.ok()?;
+    ensure!(list.contains("*.*") && list.contains("[*]"), "{list}");
+    Ok(())
+}

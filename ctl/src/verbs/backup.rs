@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::json;
-use timonier_proto::backup::{self as format, Checked, Header};
+use timonier_proto::backup::{self as format, BackupError, Checked, Checker, Header};
 
 use crate::context::Ctx;
-use crate::error::{Outcome, fail};
+use crate::error::{Failure, Outcome, fail};
 use crate::lab::process;
 use crate::output::objects::Format;
 use crate::output::progress::Bar;
@@ -157,29 +157,31 @@ async fn to_stdout(ctx: &Ctx) -> Outcome {
         return Err(fail("a backup is not for a terminal").hint("give a file, or a pipe"));
     }
     let mut stream = ctx.client.backup().await?;
-    let mut ended = Vec::new();
+    let mut checker = Checker::default();
+    let unusable = |error| {
+        unusable("the backup as it came", &error).hint("what was written is none: save it again")
+    };
     while let Some(chunk) = stream.message().await.map_err(|status| ctx.client.explained(status))? {
+        checker.update(&chunk.data).map_err(unusable)?;
         ctx.out.bytes(&chunk.data)?;
-        ended = chunk.data.to_vec();
     }
-    if ended.ends_with(b"\n") && !ended.is_empty() {
-        return Ok(());
-    }
-    Err(fail("the backup was cut off").hint("save it again"))
+    checker.finish().map(drop).map_err(unusable)
 }
 
-fn wrong(what: &str, path: &Path, error: &io::Error) -> crate::error::Failure {
+fn wrong(what: &str, path: &Path, error: &io::Error) -> Failure {
     fail(format!("{what} {}: {}", path.display(), crate::client::plain_io(error)))
 }
 
 fn check(path: &Path) -> Outcome<Checked> {
     let file = File::open(path).map_err(|error| wrong("open", path, &error))?;
-    format::check(file).map_err(|error| {
-        let text = error.to_string();
-        let (why, hint) = text.split_once("; hint: ").unwrap_or((&text, ""));
-        let failure = fail(format!("{}: {why}", path.display()));
-        if hint.is_empty() { failure } else { failure.hint(hint) }
-    })
+    format::check(file).map_err(|error| unusable(&path.display().to_string(), &error))
+}
+
+fn unusable(what: &str, error: &BackupError) -> Failure {
+    let text = error.to_string();
+    let (why, hint) = text.split_once("; hint: ").unwrap_or((&text, ""));
+    let failure = fail(format!("{what}: {why}"));
+    if hint.is_empty() { failure } else { failure.hint(hint) }
 }
 
 fn verify(ctx: &Ctx, path: &Path, output: &Format) -> Outcome {

@@ -1,5 +1,7 @@
 //! The trust of a real master in this process, with certificates that live for seconds.
 
+mod several;
+
 use std::time::Duration;
 
 use jiff::Timestamp;

@@ -6,22 +6,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::{ChangeMembers, RaftMetrics, ServerState};
+use openraft::{ChangeMembers, Membership, RaftMetrics, ServerState};
 use timonier_master_core::level::Level;
 use timonier_proto::v1::change_member_request::Action;
 use timonier_proto::v1::{ChangeMemberRequest, HandoverRequest, PeerStatusReply, RaftHeader};
-use tokio_util::sync::CancellationToken;
 
 use super::quorum::ANSWER_TIMEOUT;
 use super::raft::{MasterNode, NodeId};
 use super::{Shared, Store, election};
 
 /// A new master votes once it lacks at most so many entries.
-const CAUGHT_UP_ENTRIES: u64 = 64;
-/// How often it is looked whether one has caught up.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const CAUGHT_UP_ENTRIES: u64 = 64;
 /// A change that is not committed within this time is given up; it may still come.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the leader is asked again.
 const RETRY: Duration = Duration::from_millis(50);
 /// A master that is to lead has this time to write what it lacks.
@@ -110,7 +107,10 @@ impl Change {
 
 /// In order of their ids.
 pub(super) fn of(metrics: &ServerMetrics, leader: Option<NodeId>) -> Vec<Member> {
-    let members = metrics.membership_config.membership();
+    listed(metrics.membership_config.membership(), leader)
+}
+
+fn listed(members: &Membership<NodeId, MasterNode>, leader: Option<NodeId>) -> Vec<Member> {
     let voters: BTreeSet<NodeId> = members.voter_ids().collect();
     members
         .nodes()
@@ -266,7 +266,7 @@ impl Store {
     }
 
     /// On whichever master leads.
-    async fn change(&self, change: &Change) -> Result<(), ChangeError> {
+    pub(super) async fn change(&self, change: &Change) -> Result<(), ChangeError> {
         let changing = self.change_in_time(change);
         let late = |_| {
             refused(format!(
@@ -395,7 +395,12 @@ impl Store {
                  master list`",
                 CHANGE_TIMEOUT.as_secs()
             ))),
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(done)) => {
+                if let Some(members) = done.membership {
+                    self.until_known(&members).await;
+                }
+                Ok(())
+            }
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
                 Err(ChangeError::NotLeader)
             }
@@ -404,6 +409,21 @@ impl Store {
             }
             Ok(Err(RaftError::Fatal(error))) => Err(refused(super::batcher::failure_text(&error))),
         }
+    }
+
+    /// What this master tells of the members comes a little after the change is agreed on, and the
+    /// next change is judged by it.
+    async fn until_known(&self, members: &Membership<NodeId, MasterNode>) {
+        let wanted = listed(members, None);
+        let mut members = self.shared.members.subscribe();
+        let known = members.wait_for(|members| {
+            let same = |(now, wanted): (&Member, &Member)| {
+                Member { leader: wanted.leader, ..now.clone() } == *wanted
+            };
+            members.len() == wanted.len() && members.iter().zip(&wanted).all(same)
+        });
+        // Another leader may have changed them again since.
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, known).await;
     }
 
     /// Writes pause for about 0.7 election timeouts: the others believe in this leader for so long
@@ -495,71 +515,13 @@ impl Drop for Paused<'_> {
     }
 }
 
-fn behind(metrics: &RaftMetrics<NodeId, MasterNode>, id: NodeId) -> Option<u64> {
+/// Log entries that a member lacks, as far as the leader knows.
+pub(super) fn behind(metrics: &RaftMetrics<NodeId, MasterNode>, id: NodeId) -> Option<u64> {
     if metrics.id == id {
         return Some(0);
     }
     let matched = metrics.replication.as_ref()?.get(&id)?.as_ref()?.index;
     Some(metrics.last_log_index.unwrap_or_default().saturating_sub(matched))
-}
-
-/// Until the store is closed: on the leader, promotes masters that have caught up; on a member that
-/// answers at another address than before, tells the leader.
-pub(super) async fn look_after(shared: Weak<Shared>, me: MasterNode, closing: CancellationToken) {
-    let Some(mut members) = shared.upgrade().map(|shared| shared.members.subscribe()) else {
-        return;
-    };
-    loop {
-        let pending = {
-            let members = members.borrow_and_update();
-            let Some(shared) = shared.upgrade() else { return };
-            let leads = *shared.leader.borrow();
-            let moved = members.iter().any(|member| {
-                member.id == shared.id
-                    && !me.address.is_empty()
-                    && (member.address != me.address || member.name != me.name)
-            });
-            moved || (leads && members.iter().any(|member| !member.voter))
-        };
-        let wait = if pending { LOOK_INTERVAL } else { Duration::from_secs(3600) };
-        tokio::select! {
-            () = closing.cancelled() => return,
-            changed = members.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(wait) => {}
-        }
-        if let Some(shared) = shared.upgrade() {
-            let store = Store { shared };
-            tokio::select! {
-                () = closing.cancelled() => return,
-                () = look(&store, &me) => {}
-            }
-        }
-    }
-}
-
-async fn look(store: &Store, me: &MasterNode) {
-    let members = store.members();
-    let own = members.iter().find(|member| member.id == store.id());
-    if let Some(own) = own
-        && !me.address.is_empty()
-        && (own.address != me.address || own.name != me.name)
-        && let Err(error) = store.change(&Change::Move(own.id, me.clone())).await
-    {
-        tracing::warn!(%error, address = me.address, "could not tell the new address");
-        tokio::time::sleep(CHANGE_TIMEOUT).await;
-    }
-    if !*store.shared.leader.borrow() {
-        return;
-    }
-    for learner in members.into_iter().filter(|member| !member.voter) {
-        let metrics = store.shared.raft.metrics().borrow().clone();
-        if behind(&metrics, learner.id).is_some_and(|behind| behind <= CAUGHT_UP_ENTRIES) {
-            match store.change_here(&Change::Promote(learner.id)).await {
-                Ok(()) => tracing::info!(id = learner.id, "a master has caught up and votes"),
-                Err(error) => tracing::warn!(id = learner.id, %error, "it cannot vote yet"),
-            }
-        }
-    }
 }
 
 /// For the tasks of a store.

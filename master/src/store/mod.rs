@@ -8,6 +8,7 @@ mod backup;
 mod batcher;
 #[doc(hidden)]
 pub mod blocking;
+mod caretaker;
 mod changes;
 mod election;
 mod error;

@@ -20,8 +20,8 @@ use super::network::{Links, Network};
 use super::raft::{LogId, MasterNode, NodeId, Raft};
 use super::transport::NoTransport;
 use super::{
-    Open, QUEUE_KIB_MAX, Shared, Start, Store, StoreConfig, StoreError, blocking, level, members,
-    snapshot_file, snapshotter,
+    Open, QUEUE_KIB_MAX, Shared, Start, Store, StoreConfig, StoreError, blocking, caretaker, level,
+    members, snapshot_file, snapshotter,
 };
 
 /// A single master leads within this time, or does not start.
@@ -139,7 +139,7 @@ pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
     let store = Store { shared: Arc::new(shared) };
     store.seal_in_background();
     let me = MasterNode { address: config.address, name: config.name };
-    let looking = members::look_after(members::weak(&store), me, store.shared.closing.clone());
+    let looking = caretaker::look_after(members::weak(&store), me, store.shared.closing.clone());
     store.add_task(tokio::spawn(looking));
     let raising = level::raise(members::weak(&store), store.shared.closing.clone());
     store.add_task(tokio::spawn(raising));

@@ -1,7 +1,7 @@
 //! Several stores in one process, over a network in memory that can be cut: what is acknowledged
 //! survives, whoever leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,14 +15,20 @@ use timonier_master_core::op::Txn;
 use timonier_proto::v1::{
     AppendReply, AppendRequest, ChangeMemberReply, ChangeMemberRequest, HandoverReply,
     HandoverRequest, InstallSnapshotReply, InstallSnapshotRequest, ProposeReply, ProposeRequest,
-    ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
+    RaftLogId, ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest, append_reply,
 };
 
 use crate::{DEADLINE, config, create, put, until, value};
 
-/// Who answers, by id; who is cut off is not in it.
 #[derive(Clone, Default)]
-pub(crate) struct Net(Arc<Mutex<BTreeMap<u64, Inbox>>>);
+pub(crate) struct Net {
+    /// Who answers, by id; who is cut off is not in it.
+    inboxes: Arc<Mutex<BTreeMap<u64, Inbox>>>,
+    /// The last entries that reach those who are not to have all, by id.
+    last_entries: Arc<Mutex<BTreeMap<u64, u64>>>,
+    /// These get messages with entries only, so that they have all and say nothing between them.
+    silent: Arc<Mutex<BTreeSet<u64>>>,
+}
 
 /// One master's end of it.
 struct End {
@@ -33,17 +39,43 @@ struct End {
 
 impl Net {
     pub fn plug(&self, store: &Store) {
-        self.0.lock().unwrap().insert(store.id(), store.inbox());
+        self.inboxes.lock().unwrap().insert(store.id(), store.inbox());
     }
 
     pub fn unplug(&self, id: u64) {
-        self.0.lock().unwrap().remove(&id);
+        self.inboxes.lock().unwrap().remove(&id);
+    }
+
+    /// No entries after this one reach it; it answers all the same.
+    pub fn starve_after(&self, index: u64, id: u64) {
+        self.last_entries.lock().unwrap().insert(id, index);
+    }
+
+    pub fn feed(&self, id: u64) {
+        self.last_entries.lock().unwrap().remove(&id);
+    }
+
+    pub fn silence(&self, id: u64) {
+        self.silent.lock().unwrap().insert(id);
+    }
+
+    fn lets_through(&self, id: u64, request: &AppendRequest) -> bool {
+        !request.entries.is_empty() || !self.silent.lock().unwrap().contains(&id)
+    }
+
+    /// Takes out of it what is not to arrive; the entry before that, where it is any.
+    fn cut(&self, id: u64, request: &mut AppendRequest) -> Option<Option<RaftLogId>> {
+        let last = *self.last_entries.lock().unwrap().get(&id)?;
+        let wanted = request.entries.len();
+        request.entries.retain(|entry| entry.id.is_some_and(|id| id.index <= last));
+        let arrives = request.entries.last().map_or(request.previous, |entry| entry.id);
+        (request.entries.len() < wanted).then_some(arrives)
     }
 }
 
 macro_rules! carry {
     ($self:ident, $to:ident, $request:ident, $method:ident) => {{
-        let (inboxes, me, to) = ($self.net.0.clone(), *$self.me.lock().unwrap(), $to.id);
+        let (inboxes, me, to) = ($self.net.inboxes.clone(), *$self.me.lock().unwrap(), $to.id);
         Box::pin(async move {
             let inbox = {
                 let inboxes = inboxes.lock().unwrap();
@@ -57,8 +89,23 @@ macro_rules! carry {
 }
 
 impl Transport for End {
-    fn append(&self, to: &Target, request: AppendRequest) -> Sending<AppendReply> {
-        carry!(self, to, request, append)
+    fn append(&self, to: &Target, mut request: AppendRequest) -> Sending<AppendReply> {
+        if !self.net.lets_through(to.id, &request) {
+            let why = format!("master {} does not get this", to.id);
+            return Box::pin(std::future::ready(Err(TransportError(why))));
+        }
+        let cut = self.net.cut(to.id, &mut request);
+        let sending: Sending<AppendReply> = carry!(self, to, request, append);
+        Box::pin(async move {
+            let reply = sending.await?;
+            let Some(matched) = cut.filter(|_| reply.result() == append_reply::Result::Success)
+            else {
+                return Ok(reply);
+            };
+            // A slow line rather than one that is asked again at once.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Ok(AppendReply { result: append_reply::Result::Partial.into(), matched, ..reply })
+        })
     }
 
     fn vote(&self, to: &Target, request: VoteRequest) -> Sending<VoteReply> {

@@ -121,7 +121,7 @@ fn unknown_kinds_get_the_nearest() {
     check(json!([1]), expect!["a manifest must be a map with apiVersion and kind, found a list"]);
     check(
         json!({"apiVersion": "v1", "kind": 3}),
-        expect!["kind: invalid type: number `3`, expected a string"],
+        expect!["kind: invalid type: a number, expected a string"],
     );
 }
 
@@ -214,4 +214,28 @@ fn errors_of_secrets_name_no_values() {
         assert!(error.message.starts_with(&format!("Secret \"s\": {field}")), "{error}");
         assert_eq!(decode_json(manifest.to_string().as_bytes()), Err(error));
     }
+}
+
+#[test]
+fn what_stands_in_place_of_a_manifest_is_not_named() {
+    let secrets = |items: Value| json!({"apiVersion": "v1", "kind": "SecretList", "items": items});
+    for value in [json!("4711"), json!(4711), json!(["4711"])] {
+        for list in
+            [secrets(json!([value])), json!({"apiVersion": "v1", "kind": "List", "items": [value]})]
+        {
+            let items = flatten(list).unwrap();
+            let error = decode(&items[0]).expect_err("it is no map");
+            assert!(!format!("{error:?}").contains("4711"), "{error:?}");
+        }
+    }
+    for value in [json!("4711"), json!(4711), json!({"pin": "4711"})] {
+        let list = secrets(value);
+        for error in [flatten(list.clone()).unwrap_err(), decode(&list).unwrap_err()] {
+            assert!(!format!("{error:?}").contains("4711"), "{error:?}");
+        }
+    }
+    check(
+        json!("4711"),
+        expect!["a manifest must be a map with apiVersion and kind, found a string"],
+    );
 }

@@ -1,5 +1,6 @@
 //! Nodes that go and come back, and what becomes of their pods.
 
+mod flapping;
 mod unique;
 
 use expect_test::expect;

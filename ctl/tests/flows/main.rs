@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a test may stop at once
 
+mod access;
+mod again;
+mod backup;
 mod played;
 
 use std::time::Duration;
@@ -10,6 +13,7 @@ use expect_test::{Expect, expect};
 use played::Played;
 use serde_json::json;
 use timonier_proto::v1::StreamEnd;
+use timonier_proto::{ApiError, Reason};
 
 struct Ran {
     code: u8,
@@ -241,7 +245,9 @@ async fn logs_by_label_have_their_pods_name() {
 async fn a_master_that_cannot_now_is_asked_again() {
     let master = Played::start().await;
     master.put(json!({"kind": "Pod", "metadata": {"name": "web-1", "namespace": "default"}}));
-    master.refuse_next(2);
+    for _ in 0..2 {
+        master.answer_next(ApiError::new(Reason::Unavailable, "no leader right now"));
+    }
     let ran = run(&master, &["get", "pod", "web-1", "-o", "name"]).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "pod/web-1\n"), "{}", ran.err);
 }

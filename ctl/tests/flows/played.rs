@@ -8,11 +8,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::{Stream, StreamExt, stream};
-use serde_json::Value;
+use serde_json::{Value, json};
 use timonier_identity::Subject;
 use timonier_proto::v1::control_server::{Control, ControlServer};
 use timonier_proto::v1::{self, StreamFrame, apply_reply, stream_frame, watch_event};
-use timonier_proto::{ApiError, Kind, ObjectKey, Reason};
+use timonier_proto::{ApiError, Kind, ObjectKey, REQUEST_ID_HEADER, Reason};
 use tokio::sync::{Notify, broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,10 +31,21 @@ struct Inner {
     objects: Mutex<BTreeMap<(String, String), Value>>,
     events: broadcast::Sender<(watch_event::Type, Value)>,
     watched: Notify,
-    asked: Mutex<Vec<&'static str>>,
+    asked: Mutex<Vec<Asked>>,
     removal: Mutex<Duration>,
-    refusals: Mutex<u32>,
+    refusals: Mutex<VecDeque<Status>>,
     streams: Mutex<VecDeque<Vec<StreamFrame>>>,
+    backup: Mutex<Vec<Vec<u8>>>,
+    masters: Mutex<Vec<v1::MasterStatus>>,
+    allowed: Mutex<Vec<v1::CanIRequest>>,
+}
+
+/// A write that was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    pub method: &'static str,
+    /// Under which it is done once; empty where it had none.
+    pub id: String,
 }
 
 fn frame(frame: stream_frame::Frame) -> StreamFrame {
@@ -61,7 +72,7 @@ fn key_of(object: &Value) -> (String, String) {
     (text(object, "/kind").to_owned(), text(object, "/metadata/name").to_owned())
 }
 
-fn json(object: &Value) -> bytes::Bytes {
+fn bytes(object: &Value) -> bytes::Bytes {
     object.to_string().into()
 }
 
@@ -77,12 +88,15 @@ impl Played {
             removal: Mutex::default(),
             refusals: Mutex::default(),
             streams: Mutex::default(),
+            backup: Mutex::default(),
+            masters: Mutex::default(),
+            allowed: Mutex::default(),
         });
         let (serving, admin) = timonier_identity::throwaway(&Subject::admin());
         let config = Arc::new(tempfile::NamedTempFile::new().unwrap());
         let shown = admin.credentials().unwrap();
         let base64 = |text: &str| STANDARD.encode(text);
-        let text = serde_json::json!({
+        let text = json!({
             "clusters": [{"name": "c", "certificate-authority-data": base64(&admin.bundle_pem().unwrap())}],
             "users": [{"name": "u", "client-certificate-data": base64(&shown.chain_pem),
                 "client-key-data": base64(&shown.key_pem)}],
@@ -102,9 +116,14 @@ impl Played {
         let _ = self.inner.events.send((watch_event::Type::Modified, object));
     }
 
-    /// The names of the writes that were asked for.
-    pub fn asked(&self) -> Vec<&'static str> {
+    pub fn asked(&self) -> Vec<Asked> {
         self.inner.asked.lock().unwrap().clone()
+    }
+
+    fn note<T>(&self, method: &'static str, request: &Request<T>) {
+        let id = request.metadata().get(REQUEST_ID_HEADER).map(|id| id.to_str().unwrap());
+        let asked = Asked { method, id: id.unwrap_or_default().to_owned() };
+        self.inner.asked.lock().unwrap().push(asked);
     }
 
     /// Deleted objects stay this long.
@@ -112,14 +131,28 @@ impl Played {
         *self.inner.removal.lock().unwrap() = time;
     }
 
-    /// The next reads are answered with "not now".
-    pub fn refuse_next(&self, count: u32) {
-        *self.inner.refusals.lock().unwrap() = count;
+    /// The next read is answered so; or the next write, which is done all the same.
+    pub fn answer_next(&self, status: impl Into<Status>) {
+        self.inner.refusals.lock().unwrap().push_back(status.into());
     }
 
     /// What the next opened stream says.
     pub fn play(&self, frames: Vec<StreamFrame>) {
         self.inner.streams.lock().unwrap().push_back(frames);
+    }
+
+    /// What a backup consists of.
+    pub fn keep_backup(&self, pieces: impl IntoIterator<Item = Vec<u8>>) {
+        *self.inner.backup.lock().unwrap() = pieces.into_iter().collect();
+    }
+
+    pub fn add_master(&self, master: v1::MasterStatus) {
+        self.inner.masters.lock().unwrap().push(master);
+    }
+
+    /// Exactly this may be done, and nothing else.
+    pub fn allow(&self, asked: v1::CanIRequest) {
+        self.inner.allowed.lock().unwrap().push(asked);
     }
 
     /// Returns when a watcher has taken the last event.
@@ -136,13 +169,9 @@ impl Played {
         Ok(found.ok_or_else(|| ApiError::not_found(&key))?)
     }
 
-    fn refused(&self) -> Result<(), Status> {
-        let mut left = self.inner.refusals.lock().unwrap();
-        if *left == 0 {
-            return Ok(());
-        }
-        *left -= 1;
-        Err(ApiError::new(Reason::Unavailable, "no leader right now").into())
+    /// What was prepared in place of the answer.
+    fn prepared(&self) -> Result<(), Status> {
+        self.inner.refusals.lock().unwrap().pop_front().map_or(Ok(()), Err)
     }
 
     fn all(&self, kind: &str) -> Vec<Value> {
@@ -166,16 +195,16 @@ impl Control for Played {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::ObjectReply>, Status> {
-        self.refused()?;
+        self.prepared()?;
         let object = self.find(request.into_inner().r#ref)?;
-        Ok(Response::new(v1::ObjectReply { json: json(&object), revision: 1 }))
+        Ok(Response::new(v1::ObjectReply { json: bytes(&object), revision: 1 }))
     }
 
     async fn list(
         &self,
         request: Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListReply>, Status> {
-        let items = self.all(&request.into_inner().kind).iter().map(json).collect();
+        let items = self.all(&request.into_inner().kind).iter().map(bytes).collect();
         Ok(Response::new(v1::ListReply { items, ..Default::default() }))
     }
 
@@ -191,7 +220,7 @@ impl Control for Played {
         let told = stream::iter(now).chain(later).filter_map(move |(how, object)| {
             let event = (text(&object, "/kind") == kind).then(|| v1::WatchEvent {
                 r#type: how as i32,
-                json: json(&object),
+                json: bytes(&object),
                 revision: 1,
             });
             inner.watched.notify_one();
@@ -205,7 +234,7 @@ impl Control for Played {
         &self,
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::ApplyReply>, Status> {
-        self.inner.asked.lock().unwrap().push("apply");
+        self.note("apply", &request);
         let object: Value = serde_json::from_slice(&request.into_inner().json).unwrap();
         if let Some(why) = object.get("refuse").and_then(Value::as_str) {
             let message = format!("strict decoding error: {why}");
@@ -217,9 +246,10 @@ impl Control for Played {
             false => apply_reply::Result::Created,
         };
         self.put(object.clone());
+        self.prepared()?;
         Ok(Response::new(v1::ApplyReply {
             result: result as i32,
-            json: json(&object),
+            json: bytes(&object),
             revision: 1,
         }))
     }
@@ -228,7 +258,7 @@ impl Control for Played {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteReply>, Status> {
-        self.inner.asked.lock().unwrap().push("delete");
+        self.note("delete", &request);
         let object = self.find(request.into_inner().r#ref)?;
         let (inner, time) = (self.inner.clone(), *self.inner.removal.lock().unwrap());
         tokio::spawn(async move {
@@ -315,34 +345,54 @@ impl Control for Played {
         &self,
         _: Request<v1::ListMastersRequest>,
     ) -> Result<Response<v1::ListMastersReply>, Status> {
-        Err(Status::unimplemented("list_masters"))
+        let masters = self.inner.masters.lock().unwrap().clone();
+        Ok(Response::new(v1::ListMastersReply { masters, ..Default::default() }))
     }
     async fn change_masters(
         &self,
-        _: Request<v1::ChangeMastersRequest>,
+        request: Request<v1::ChangeMastersRequest>,
     ) -> Result<Response<v1::ChangeMastersReply>, Status> {
-        Err(Status::unimplemented("change_masters"))
+        self.note("change_masters", &request);
+        self.prepared()?;
+        Ok(Response::new(v1::ChangeMastersReply {}))
     }
     async fn backup(
         &self,
         _: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("backup"))
+        let pieces = self.inner.backup.lock().unwrap().clone();
+        let chunk = |data: Vec<u8>| Ok(v1::BackupChunk { data: data.into(), expected_bytes: 0 });
+        Ok(Response::new(Box::pin(stream::iter(pieces.into_iter().map(chunk)))))
     }
-    async fn can_i(&self, _: Request<v1::CanIRequest>) -> Result<Response<v1::CanIReply>, Status> {
-        Err(Status::unimplemented("can_i"))
+    async fn can_i(
+        &self,
+        request: Request<v1::CanIRequest>,
+    ) -> Result<Response<v1::CanIReply>, Status> {
+        let allowed = self.inner.allowed.lock().unwrap().contains(request.get_ref());
+        Ok(Response::new(v1::CanIReply { allowed, reason: String::new() }))
     }
     async fn list_rules(
         &self,
-        _: Request<v1::ListRulesRequest>,
+        request: Request<v1::ListRulesRequest>,
     ) -> Result<Response<v1::ListRulesReply>, Status> {
-        Err(Status::unimplemented("list_rules"))
+        let namespace = request.into_inner().namespace;
+        let rules = [
+            json!({"verbs": ["get"], "nonResourceURLs": ["/healthz"]}),
+            json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"],
+                "resources": ["things/log"], "resourceNames": [namespace]}),
+        ];
+        Ok(Response::new(v1::ListRulesReply { rules: rules.iter().map(bytes).collect() }))
     }
     async fn who_am_i(
         &self,
         _: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIReply>, Status> {
-        Err(Status::unimplemented("who_am_i"))
+        Ok(Response::new(v1::WhoAmIReply {
+            name: "vera".into(),
+            groups: vec!["dev".into(), "ops".into()],
+            via: "certificate".into(),
+            ..Default::default()
+        }))
     }
     async fn create_token(
         &self,
