@@ -103,11 +103,13 @@ async fn a_renewed_ca_reaches_every_master_and_cuts_no_stream() {
     let mut trust = TrustClient::new(streams[2].admin.clone());
     let new = trust.renew_authority(RenewAuthorityRequest {}).await.unwrap().into_inner().issuer;
     assert_ne!(new, old);
-    let only_new = all[2].master.pki().authority().pruned(i64::MAX).unwrap().bundle_pem();
-    let stranger = Identity::new(None, Trust::Bundle(only_new)).unwrap();
     for (one, own) in all.iter().zip(&mut streams) {
         assert_eq!(own.issuer().await, new);
         assert_eq!(one.master.pki().identity().own().unwrap().issuer, new);
+    }
+    let only_new = all[2].master.pki().authority().pruned(i64::MAX).unwrap().bundle_pem();
+    let stranger = Identity::new(None, Trust::Bundle(only_new)).unwrap();
+    for own in &mut streams {
         // The agent gets one of the new CA over the connection it has, and all let it in with that
         // one and with the old one. Who knows the new CA only finds a master of it.
         let renewed = renew(&mut own.node).await.unwrap();
