@@ -1,25 +1,21 @@
-//! What must hold after each round, and at every moment.
+//! What must hold after each round.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use timonier_proto::v1::{GetRequest, ListRequest, ObjectRef};
 use timonier_proto::{Kind, Object};
-use tokio::task::JoinHandle;
 
 use super::cluster::{AGENTS, ChaosCluster, MASTERS, REPLICAS, UNIQUE, WEB};
+use super::containers;
 use super::writers::{NAMESPACE, Writers};
 use crate::cluster::condition;
-use crate::docker;
 use crate::wait::until;
 
 const CONVERGE_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE_OBJECTS: u32 = 500;
-/// How often Docker is asked what runs.
-const SAMPLE: Duration = Duration::from_millis(300);
 
 /// What was found after a round.
 #[derive(Debug, Default)]
@@ -44,7 +40,8 @@ pub async fn all(chaos: &ChaosCluster, writers: &Writers) -> Found {
     found
 }
 
-/// Every master answers for the whole cluster, every node is Ready, every replica is there.
+/// Every master answers for the whole cluster, every node is Ready, every replica is there, and
+/// nothing runs beside it.
 pub async fn converged(chaos: &ChaosCluster) -> Result<()> {
     until("the cluster to be whole again", CONVERGE_DEADLINE, || async {
         for master in 0..MASTERS {
@@ -52,7 +49,8 @@ pub async fn converged(chaos: &ChaosCluster) -> Result<()> {
             let answered = answered.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
             answered.with_context(|| format!("master {master}"))?;
         }
-        Ok(())
+        let pods = list(chaos, 0, Kind::Pod, "").await.context("list the pods")?;
+        containers::are_of(&pods, &chaos.nodes()).await
     })
     .await
 }
@@ -155,66 +153,4 @@ async fn list(
         }
         request.continue_token = reply.continue_token;
     }
-}
-
-/// Asks Docker all the time whether a pod that must be unique runs twice, or one pod on two nodes.
-pub struct Watcher {
-    seen: Arc<Mutex<BTreeSet<String>>>,
-    task: JoinHandle<()>,
-}
-
-impl Watcher {
-    pub fn start(nodes: Vec<String>) -> Result<Self> {
-        let docker = docker::connect()?;
-        let seen = Arc::new(Mutex::new(BTreeSet::new()));
-        let into = seen.clone();
-        let task = tokio::spawn(async move {
-            loop {
-                match sample(&docker, &nodes).await {
-                    Ok(violations) => {
-                        into.lock().unwrap_or_else(PoisonError::into_inner).extend(violations);
-                    }
-                    Err(error) => eprintln!("ask Docker what runs: {error:#}"),
-                }
-                tokio::time::sleep(SAMPLE).await;
-            }
-        });
-        Ok(Self { seen, task })
-    }
-
-    /// What was seen since the last call.
-    pub fn violations(&self) -> BTreeSet<String> {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub async fn stop(self) {
-        self.task.abort();
-        // It was aborted: there is nothing to hear.
-        let _ = self.task.await;
-    }
-}
-
-async fn sample(docker: &bollard::Docker, nodes: &[String]) -> Result<Vec<String>> {
-    let running = docker::running(docker, &["io.timonier.role=main".into()]).await?;
-    let mut nodes_of_pod = BTreeMap::<String, BTreeSet<String>>::new();
-    let mut unique = BTreeSet::new();
-    for labels in running.values() {
-        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-        let (uid, node) = (label("io.timonier.pod.uid"), label("io.timonier.node"));
-        if !nodes.contains(&node) {
-            continue;
-        }
-        if label("io.timonier.unique") == "true" {
-            unique.insert(uid.clone());
-        }
-        nodes_of_pod.entry(uid).or_default().insert(node);
-    }
-    let mut violations = Vec::new();
-    if unique.len() > 1 {
-        violations.push(format!("the unique pod runs {} times: {unique:?}", unique.len()));
-    }
-    for (uid, nodes) in nodes_of_pod.iter().filter(|(_, nodes)| nodes.len() > 1) {
-        violations.push(format!("pod {uid} runs on {nodes:?}"));
-    }
-    Ok(violations)
 }
