@@ -9,18 +9,22 @@ use timonier_proto::{Kind, Object};
 
 use super::cluster::{AGENTS, ChaosCluster, MASTERS, REPLICAS, UNIQUE, WEB};
 use super::containers;
-use super::writers::{NAMESPACE, Writers};
+use super::objects::{self, NAMESPACE};
+use super::record::Wrong;
+use super::writers::Writers;
 use crate::cluster::condition;
 use crate::wait::until;
 
 const CONVERGE_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE_OBJECTS: u32 = 500;
+/// Of what is wrong with the objects of one master.
+const SHOWN_MAX: usize = 10;
 
 /// What was found after a round.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Acknowledged, and not there.
+    /// Objects of which something acknowledged is undone.
     pub lost: BTreeSet<String>,
     pub violations: Vec<String>,
 }
@@ -33,9 +37,6 @@ pub async fn all(chaos: &ChaosCluster, writers: &Writers) -> Found {
     }
     if let Err(error) = agree(chaos, writers, &mut found).await {
         found.violations.push(format!("the masters cannot be compared: {error:#}"));
-    }
-    if !found.lost.is_empty() {
-        found.violations.push(format!("lost: {:?}", found.lost));
     }
     found
 }
@@ -70,46 +71,28 @@ async fn whole(chaos: &ChaosCluster, master: usize) -> Result<()> {
     Ok(())
 }
 
-/// Compares what each master has with what was acknowledged, by linearizable reads.
+/// Compares what each master has with what was acknowledged, and with what the others have, by
+/// linearizable reads.
 async fn agree(chaos: &ChaosCluster, writers: &Writers, found: &mut Found) -> Result<()> {
-    // Asked for first: what is acknowledged while the lists are read may not be in them.
-    let acked = writers.all_acked();
-    let mut first: BTreeMap<String, (u64, String)> = BTreeMap::new();
     for master in 0..MASTERS {
+        // What is acknowledged while the list is read may not be in it.
+        let marks = writers.marks();
         let objects = list(chaos, master, Kind::ConfigMap, NAMESPACE)
             .await
             .with_context(|| format!("list through master {master}"))?;
         let mut stored = BTreeMap::new();
         for object in objects {
-            let value = object.to_value()?;
-            let text = |field: &serde_json::Value| field.as_str().unwrap_or_default().to_owned();
-            let name = text(&value["metadata"]["name"]);
-            let revision = text(&value["metadata"]["resourceVersion"]).parse::<u64>()?;
-            if value["data"]["of"] != name.as_str() && acked.contains_key(&name) {
-                found.violations.push(format!("{name} on master {master} is {value}"));
-            }
-            stored.insert(name, (revision, text(&value["metadata"]["uid"])));
-        }
-        for (name, revision) in &acked {
-            match stored.get(name) {
-                None => drop(found.lost.insert(name.clone())),
-                // The revision after the commit, which may have had others beside it.
-                Some((at, _)) if at > revision => found.violations.push(format!(
-                    "{name} was acknowledged at {revision}, master {master} has it at {at}"
-                )),
-                Some(_) => {}
+            match objects::parse(&object.to_value()?) {
+                Ok((name, one)) => drop(stored.insert(name, one)),
+                Err(error) => found.violations.push(format!("master {master}: {error:#}")),
             }
         }
-        // Created once and never changed, so all masters have the same of each.
-        for (name, has) in &stored {
-            if let Some(other) = first.get(name)
-                && other != has
-            {
-                let what = format!("{name} is {other:?} on master 0 and {has:?} on {master}");
-                found.violations.push(what);
-            }
+        let wrong = writers.read_all(&marks, &stored);
+        for (_, wrong) in wrong.iter().take(SHOWN_MAX) {
+            found.violations.push(format!("master {master}: {}", wrong.what()));
         }
-        first.extend(stored);
+        let lost = wrong.into_iter().filter(|(_, wrong)| matches!(wrong, Wrong::Lost(_)));
+        found.lost.extend(lost.map(|(name, _)| name));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 use super::checks;
 use super::claim::Claim;
 use super::hosts::{Hosts, SmallDisk};
-use super::writers::NAMESPACE;
+use super::objects::NAMESPACE;
 use crate::cluster::{Cluster, Options};
 use crate::docker;
 use crate::masters::Place;

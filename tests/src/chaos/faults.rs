@@ -10,8 +10,8 @@ use timonier_proto::Kind;
 
 use super::cluster::{ChaosCluster, MASTERS, host_of_agent};
 use super::damage;
+use super::flood::flood;
 use super::hosts::{Direction, From};
-use super::writers;
 use crate::cluster::condition;
 use crate::wait::until;
 
@@ -253,7 +253,7 @@ async fn fill(chaos: &mut ChaosCluster, master: usize) -> Result<()> {
     let admin = chaos.cluster.admin()?;
     let channels =
         (0..MASTERS).map(|m| chaos.cluster.dial_lazily(m, &admin)).collect::<Result<_>>()?;
-    let _ = tokio::time::timeout(LASTS, writers::flood(channels)).await;
+    let _ = tokio::time::timeout(LASTS, flood(channels)).await;
     chaos.disk(master).free()?;
     // It may have ended: a process supervisor starts it again.
     if chaos.cluster.master_has_ended(master)? {

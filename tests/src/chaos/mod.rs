@@ -10,7 +10,10 @@ mod cluster;
 mod containers;
 mod damage;
 mod faults;
+mod flood;
 mod hosts;
+mod objects;
+mod record;
 mod writers;
 
 use std::time::{Duration, Instant};
