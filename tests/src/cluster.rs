@@ -39,6 +39,9 @@ pub struct Options {
     pub agent_args: Vec<String>,
     /// A folder whose programs agents find before the host's.
     pub agent_programs: Option<PathBuf>,
+    /// What starts each agent on a host of its own, as [`Place::within`] does; none are on this
+    /// machine's.
+    pub agents_within: Vec<Vec<String>>,
     /// Where its own folder is made; where all temporary ones are, by default.
     pub folder: Option<PathBuf>,
     /// Where the only master keeps its data; a folder of the cluster's own by default.
@@ -166,7 +169,7 @@ impl Cluster {
             .create(true)
             .append(true)
             .open(self.dir.path().join(format!("{name}.log")))?;
-        let mut command = Command::new(binary("timonier-agent")?);
+        let mut command = command_in(self.agent_within(index), "timonier-agent")?;
         command
             .args(["--master", &self.addresses(), "--node-name", &name, "--data-dir"])
             .arg(self.dir.path().join(&name))
@@ -183,6 +186,10 @@ impl Cluster {
         }
         self.agents[index] = Some(command.spawn().context("start timonier-agent")?);
         Ok(())
+    }
+
+    fn agent_within(&self, index: usize) -> &[String] {
+        self.options.agents_within.get(index).map_or(&[], Vec::as_slice)
     }
 
     /// `kill -9` to the first master, and reaps it.
@@ -345,7 +352,7 @@ impl Cluster {
             master.kill()?;
         }
         for index in 0..self.agents.len() {
-            clean_up(self.dir.path(), &self.node_name(index))?;
+            clean_up(self.dir.path(), &self.node_name(index), self.agent_within(index))?;
         }
         Ok(())
     }
@@ -367,8 +374,21 @@ impl Drop for Cluster {
     }
 }
 
+/// A binary of this workspace, to be started by what `within` says; by nothing where that is empty.
+pub(crate) fn command_in(within: &[String], name: &str) -> Result<Command> {
+    let program = binary(name)?;
+    Ok(match within.split_first() {
+        None => Command::new(program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    })
+}
+
 /// Removes what agents made on the host whose cluster was never stopped: those that have data in its
-/// folder. They run no more.
+/// folder. They run no more, and a network of their own is gone with its namespace.
 pub fn clean_up_all(dir: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     for entry in entries {
@@ -377,14 +397,14 @@ pub fn clean_up_all(dir: &Path) -> Result<()> {
         if let Some(node) = name.to_str().filter(|name| name.contains(NODE))
             && entry.file_type()?.is_dir()
         {
-            clean_up(dir, node)?;
+            clean_up(dir, node, &[])?;
         }
     }
     Ok(())
 }
 
-fn clean_up(dir: &Path, node: &str) -> Result<()> {
-    let output = Command::new(binary("timonier-agent")?)
+fn clean_up(dir: &Path, node: &str, within: &[String]) -> Result<()> {
+    let output = command_in(within, "timonier-agent")?
         .args(["cleanup", "--node-name", node, "--data-dir"])
         .arg(dir.join(node))
         .args(["--bridge", &bridge(node)])

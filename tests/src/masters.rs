@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal};
 use timonier_proto::v1::{ClusterInfoReply, ClusterInfoRequest, MasterInfo};
 
-use crate::cluster::{Cluster, binary, kill};
+use crate::cluster::{Cluster, command_in, kill};
 use crate::wait::until;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ pub struct Place {
     pub address: String,
     pub data_dir: PathBuf,
     /// A program and its arguments that start what follows them on another host, as
-    /// `ip netns exec NAME` does; empty for this machine.
+    /// `nsenter --net=FILE` does; empty for this machine.
     pub within: Vec<String>,
 }
 
@@ -62,15 +62,7 @@ impl MasterProcess {
 
     fn run(&mut self, args: &[String]) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let program = binary("timonier-master")?;
-        let mut command = match self.place.within.split_first() {
-            None => Command::new(program),
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program);
-                command
-            }
-        };
+        let mut command = command_in(&self.place.within, "timonier-master")?;
         command
             .args(["--listen", &self.place.address, "--name", &self.name, "--data-dir"])
             .arg(&self.place.data_dir)

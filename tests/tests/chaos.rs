@@ -23,6 +23,7 @@ async fn nothing_acknowledged_is_lost_in_a_few_faults() -> Result<()> {
         Fault::KillLeader,
         Fault::CutLeaderFromMasters,
         Fault::TruncateFollowersLog,
+        Fault::CutAgent,
         Fault::KillAllMasters,
     ];
     let report = chaos::run(&Plan { rounds: faults.len(), faults, ..Plan::default() }).await?;

@@ -1,30 +1,30 @@
-//! What must hold after each round, and at every moment.
+//! What must hold after each round.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use timonier_proto::v1::{GetRequest, ListRequest, ObjectRef};
 use timonier_proto::{Kind, Object};
-use tokio::task::JoinHandle;
 
 use super::cluster::{AGENTS, ChaosCluster, MASTERS, REPLICAS, UNIQUE, WEB};
-use super::writers::{NAMESPACE, Writers};
+use super::containers;
+use super::objects::{self, NAMESPACE};
+use super::record::Wrong;
+use super::writers::Writers;
 use crate::cluster::condition;
-use crate::docker;
 use crate::wait::until;
 
 const CONVERGE_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE_OBJECTS: u32 = 500;
-/// How often Docker is asked what runs.
-const SAMPLE: Duration = Duration::from_millis(300);
+/// Of what is wrong with the objects of one master.
+const SHOWN_MAX: usize = 10;
 
 /// What was found after a round.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Acknowledged, and not there.
+    /// Objects of which something acknowledged is undone.
     pub lost: BTreeSet<String>,
     pub violations: Vec<String>,
 }
@@ -38,13 +38,11 @@ pub async fn all(chaos: &ChaosCluster, writers: &Writers) -> Found {
     if let Err(error) = agree(chaos, writers, &mut found).await {
         found.violations.push(format!("the masters cannot be compared: {error:#}"));
     }
-    if !found.lost.is_empty() {
-        found.violations.push(format!("lost: {:?}", found.lost));
-    }
     found
 }
 
-/// Every master answers for the whole cluster, every node is Ready, every replica is there.
+/// Every master answers for the whole cluster, every node is Ready, every replica is there, and
+/// nothing runs beside it.
 pub async fn converged(chaos: &ChaosCluster) -> Result<()> {
     until("the cluster to be whole again", CONVERGE_DEADLINE, || async {
         for master in 0..MASTERS {
@@ -52,7 +50,8 @@ pub async fn converged(chaos: &ChaosCluster) -> Result<()> {
             let answered = answered.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
             answered.with_context(|| format!("master {master}"))?;
         }
-        Ok(())
+        let pods = list(chaos, 0, Kind::Pod, "").await.context("list the pods")?;
+        containers::are_of(&pods, &chaos.nodes()).await
     })
     .await
 }
@@ -72,46 +71,28 @@ async fn whole(chaos: &ChaosCluster, master: usize) -> Result<()> {
     Ok(())
 }
 
-/// Compares what each master has with what was acknowledged, by linearizable reads.
+/// Compares what each master has with what was acknowledged, and with what the others have, by
+/// linearizable reads.
 async fn agree(chaos: &ChaosCluster, writers: &Writers, found: &mut Found) -> Result<()> {
-    // Asked for first: what is acknowledged while the lists are read may not be in them.
-    let acked = writers.all_acked();
-    let mut first: BTreeMap<String, (u64, String)> = BTreeMap::new();
     for master in 0..MASTERS {
+        // What is acknowledged while the list is read may not be in it.
+        let marks = writers.marks();
         let objects = list(chaos, master, Kind::ConfigMap, NAMESPACE)
             .await
             .with_context(|| format!("list through master {master}"))?;
         let mut stored = BTreeMap::new();
         for object in objects {
-            let value = object.to_value()?;
-            let text = |field: &serde_json::Value| field.as_str().unwrap_or_default().to_owned();
-            let name = text(&value["metadata"]["name"]);
-            let revision = text(&value["metadata"]["resourceVersion"]).parse::<u64>()?;
-            if value["data"]["of"] != name.as_str() && acked.contains_key(&name) {
-                found.violations.push(format!("{name} on master {master} is {value}"));
-            }
-            stored.insert(name, (revision, text(&value["metadata"]["uid"])));
-        }
-        for (name, revision) in &acked {
-            match stored.get(name) {
-                None => drop(found.lost.insert(name.clone())),
-                // The revision after the commit, which may have had others beside it.
-                Some((at, _)) if at > revision => found.violations.push(format!(
-                    "{name} was acknowledged at {revision}, master {master} has it at {at}"
-                )),
-                Some(_) => {}
+            match objects::parse(&object.to_value()?) {
+                Ok((name, one)) => drop(stored.insert(name, one)),
+                Err(error) => found.violations.push(format!("master {master}: {error:#}")),
             }
         }
-        // Created once and never changed, so all masters have the same of each.
-        for (name, has) in &stored {
-            if let Some(other) = first.get(name)
-                && other != has
-            {
-                let what = format!("{name} is {other:?} on master 0 and {has:?} on {master}");
-                found.violations.push(what);
-            }
+        let wrong = writers.read_all(&marks, &stored);
+        for (_, wrong) in wrong.iter().take(SHOWN_MAX) {
+            found.violations.push(format!("master {master}: {}", wrong.what()));
         }
-        first.extend(stored);
+        let lost = wrong.into_iter().filter(|(_, wrong)| matches!(wrong, Wrong::Lost(_)));
+        found.lost.extend(lost.map(|(name, _)| name));
     }
     Ok(())
 }
@@ -155,66 +136,4 @@ async fn list(
         }
         request.continue_token = reply.continue_token;
     }
-}
-
-/// Asks Docker all the time whether a pod that must be unique runs twice, or one pod on two nodes.
-pub struct Watcher {
-    seen: Arc<Mutex<BTreeSet<String>>>,
-    task: JoinHandle<()>,
-}
-
-impl Watcher {
-    pub fn start(nodes: Vec<String>) -> Result<Self> {
-        let docker = docker::connect()?;
-        let seen = Arc::new(Mutex::new(BTreeSet::new()));
-        let into = seen.clone();
-        let task = tokio::spawn(async move {
-            loop {
-                match sample(&docker, &nodes).await {
-                    Ok(violations) => {
-                        into.lock().unwrap_or_else(PoisonError::into_inner).extend(violations);
-                    }
-                    Err(error) => eprintln!("ask Docker what runs: {error:#}"),
-                }
-                tokio::time::sleep(SAMPLE).await;
-            }
-        });
-        Ok(Self { seen, task })
-    }
-
-    /// What was seen since the last call.
-    pub fn violations(&self) -> BTreeSet<String> {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub async fn stop(self) {
-        self.task.abort();
-        // It was aborted: there is nothing to hear.
-        let _ = self.task.await;
-    }
-}
-
-async fn sample(docker: &bollard::Docker, nodes: &[String]) -> Result<Vec<String>> {
-    let running = docker::running(docker, &["io.timonier.role=main".into()]).await?;
-    let mut nodes_of_pod = BTreeMap::<String, BTreeSet<String>>::new();
-    let mut unique = BTreeSet::new();
-    for labels in running.values() {
-        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-        let (uid, node) = (label("io.timonier.pod.uid"), label("io.timonier.node"));
-        if !nodes.contains(&node) {
-            continue;
-        }
-        if label("io.timonier.unique") == "true" {
-            unique.insert(uid.clone());
-        }
-        nodes_of_pod.entry(uid).or_default().insert(node);
-    }
-    let mut violations = Vec::new();
-    if unique.len() > 1 {
-        violations.push(format!("the unique pod runs {} times: {unique:?}", unique.len()));
-    }
-    for (uid, nodes) in nodes_of_pod.iter().filter(|(_, nodes)| nodes.len() > 1) {
-        violations.push(format!("pod {uid} runs on {nodes:?}"));
-    }
-    Ok(violations)
 }

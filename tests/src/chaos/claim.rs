@@ -23,7 +23,8 @@ use crate::cluster;
 const NUMBERS: std::ops::RangeInclusive<u8> = 71..=78;
 /// Not where `TMPDIR` says: the names of links are the machine's, and so is the lock.
 const FOLDER: &str = "/tmp";
-const NAMESPACES: &str = "/run/netns";
+/// Where `ip netns` keeps them.
+pub const NAMESPACES: &str = "/run/netns";
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Dropping it removes whatever carries its number.
@@ -107,7 +108,7 @@ impl Claim {
         }
     }
 
-    /// Whatever runs in its namespaces, as masters do, and its agents.
+    /// Whatever runs in its namespaces, and its agents.
     fn processes(&self) -> Vec<Pid> {
         let namespaces = self.named_in(NAMESPACES);
         let namespaces: Vec<_> =

@@ -1,5 +1,6 @@
-//! The cluster under test: three masters on hosts of their own, each with a small disk; three
-//! agents on the machine itself, where Docker is; and the workloads that are looked after.
+//! The cluster under test: three masters, each with a small disk, and three agents, all on hosts of
+//! their own but for the machine's Docker, which the agents share; and the workloads that are looked
+//! after.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use rustix::process::{Pid, Signal};
 use super::checks;
 use super::claim::Claim;
 use super::hosts::{Hosts, SmallDisk};
-use super::writers::NAMESPACE;
+use super::objects::NAMESPACE;
 use crate::cluster::{Cluster, Options};
 use crate::docker;
 use crate::masters::Place;
@@ -41,7 +42,7 @@ impl ChaosCluster {
         ensure!(rustix::process::geteuid().is_root(), "namespaces and agents need root");
         let claim = Claim::take()?;
         eprintln!("everything is in {}", claim.folder().display());
-        let hosts = Hosts::make(&claim, MASTERS)?;
+        let hosts = Hosts::make(&claim, MASTERS + AGENTS)?;
         let (mut disks, mut places) = (Vec::new(), Vec::new());
         for master in 0..MASTERS {
             let disk = SmallDisk::mount(claim.folder().join(format!("disk-{master}")), DISK_MIB)?;
@@ -60,6 +61,7 @@ impl ChaosCluster {
             master_args: ["--fence-after", FENCE_AFTER, "--snapshot-every", SNAPSHOT_EVERY]
                 .map(str::to_owned)
                 .to_vec(),
+            agents_within: (0..AGENTS).map(|agent| hosts.within(host_of_agent(agent))).collect(),
             ..Options::default()
         };
         let cluster = Cluster::start(options).await?;
@@ -121,6 +123,11 @@ impl ChaosCluster {
     pub fn stop(&mut self) -> Result<()> {
         self.cluster.stop()
     }
+}
+
+/// The masters' hosts are the first ones.
+pub fn host_of_agent(agent: usize) -> usize {
+    MASTERS + agent
 }
 
 fn workloads() -> [String; 2] {

@@ -1,7 +1,7 @@
 //! Hosts on one machine: a network namespace each, all on one bridge, so that the network between
 //! any two of them can be cut, each direction by itself.
 //!
-//! Only the network is apart: processes share the machine's files and its Docker.
+//! Only the network is apart: processes share the machine's files, its mounts and its Docker.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::claim::Claim;
+use super::claim::{Claim, NAMESPACES};
 
 /// The host's side of its link to the bridge.
 const LINK: &str = "eth0";
-/// nftables' name of what is cut.
+/// nftables' name of what is cut. Tables of other names are the processes'.
 const TABLE: &str = "cut";
 
 /// Links, namespaces and rules go with the claim.
@@ -64,7 +64,9 @@ impl Hosts {
         let within = |args: &[&str]| run("ip", &[&["-n", namespace.as_str()], args].concat());
         within(&["addr", "add", &format!("{}/24", self.address(host)), "dev", LINK])?;
         within(&["link", "set", LINK, "up"])?;
-        within(&["link", "set", "lo", "up"])
+        within(&["link", "set", "lo", "up"])?;
+        // An agent takes the address by which its host reaches the world for the host's.
+        within(&["route", "add", "default", "via", &format!("10.98.{}.1", self.number)])
     }
 
     fn namespace(&self, host: usize) -> String {
@@ -75,26 +77,17 @@ impl Hosts {
         format!("10.98.{}.{}", self.number, host + 10)
     }
 
-    /// What starts a program on that host; it becomes the program.
+    /// What starts a program on that host; it becomes the program. Not `ip netns exec`, which would
+    /// give an agent mounts of its own, and Docker must have what it mounts.
     pub fn within(&self, host: usize) -> Vec<String> {
-        ["ip", "netns", "exec", &self.namespace(host)].map(str::to_owned).to_vec()
+        vec!["nsenter".to_owned(), format!("--net={NAMESPACES}/{}", self.namespace(host))]
     }
 
-    /// Drops what a host gets or sends.
-    pub fn cut(&self, host: usize, direction: Direction, from: From) -> Result<()> {
-        let (hook, link, end) = match direction {
-            Direction::In => ("input", "iifname", "saddr"),
-            Direction::Out => ("output", "oifname", "daddr"),
-        };
-        let whom = match from {
-            From::Everyone => String::new(),
-            From::Host(other) => format!("ip {end} {} ", self.address(other)),
-        };
-        let rules = format!(
-            "add table inet {TABLE}\n\
-             add chain inet {TABLE} {hook} {{ type filter hook {hook} priority 0; policy accept; }}\n\
-             add rule inet {TABLE} {hook} {link} {LINK} {whom}drop\n"
-        );
+    /// Drops what a host gets from some, or sends to them.
+    pub fn cut(&self, host: usize, from: &[From], directions: &[Direction]) -> Result<()> {
+        let pairs =
+            directions.iter().flat_map(|direction| from.iter().map(|who| (*direction, *who)));
+        let rules: String = pairs.map(|(direction, who)| self.rule(direction, who)).collect();
         let namespace = self.namespace(host);
         let mut child = Command::new("ip")
             .args(["netns", "exec", &namespace, "nft", "-f", "-"])
@@ -106,10 +99,28 @@ impl Hosts {
         Ok(())
     }
 
+    fn rule(&self, direction: Direction, from: From) -> String {
+        let (hook, link, end) = match direction {
+            Direction::In => ("input", "iifname", "saddr"),
+            Direction::Out => ("output", "oifname", "daddr"),
+        };
+        let whom = match from {
+            From::Everyone => String::new(),
+            From::Host(other) => format!("ip {end} {} ", self.address(other)),
+        };
+        format!(
+            "add table inet {TABLE}\n\
+             add chain inet {TABLE} {hook} {{ type filter hook {hook} priority 0; policy accept; }}\n\
+             add rule inet {TABLE} {hook} {link} {LINK} {whom}drop\n"
+        )
+    }
+
+    /// Joins all that was cut.
     pub fn heal(&self) -> Result<()> {
         for host in 0..self.count {
-            let namespace = self.namespace(host);
-            run("ip", &["netns", "exec", &namespace, "nft", "flush", "ruleset"])?;
+            // Added first: where nothing was cut there is no table.
+            let all = format!("add table inet {TABLE}; delete table inet {TABLE}");
+            run("ip", &["netns", "exec", &self.namespace(host), "nft", &all])?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Real faults on real processes: three masters, each on a host of its own with a small disk, three
-//! agents, a fault a round, writers that record what was acknowledged, and a checker after each.
+//! Real faults on real processes: three masters and three agents, each on a host of its own, a fault
+//! a round, writers that record what was acknowledged, and a checker after each.
 //!
 //! The seed gives the order of the faults and whom they strike; what the processes make of it is
 //! not replayed, as the simulation's is.
@@ -7,17 +7,22 @@
 mod checks;
 mod claim;
 mod cluster;
+mod containers;
+mod damage;
 mod faults;
+mod flood;
 mod hosts;
+mod objects;
+mod record;
 mod writers;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use self::checks::Watcher;
 pub use self::claim::Claim;
 use self::cluster::ChaosCluster;
+use self::containers::Watcher;
 pub use self::faults::Fault;
 pub use self::hosts::Hosts;
 use self::writers::Writers;
