@@ -21,6 +21,7 @@ mod supervisor;
 pub(crate) mod tests;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub use network::{NetAnswer, PodNetwork};
 
 use crate::lease::Lease;
 use crate::net::{NetError, install_init};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, RuntimeError};
 use clock::Clock;
 pub(crate) use env::{NodeFacts, downward};
 use shared::{Setup, Shared};
@@ -195,6 +196,14 @@ impl Pods {
     /// The pods of which something runs, by uid.
     pub fn running(&self) -> Vec<RunningPod> {
         self.shared.read(|all| all.values().filter_map(|one| one.running.clone()).collect())
+    }
+
+    /// How many pods of this node have a container that runs, by what the engine says: those too
+    /// that an agent which has just started has not taken over yet.
+    pub async fn count_in_engine(&self) -> Result<usize, RuntimeError> {
+        let list = self.shared.runtime.list(&self.shared.config.node).await?;
+        let running = list.iter().filter(|one| one.running);
+        Ok(running.map(|one| &one.labels.pod_uid).collect::<BTreeSet<_>>().len())
     }
 
     /// How many there are, running or not.

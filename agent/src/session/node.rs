@@ -27,6 +27,8 @@ use crate::telemetry::PodSampler;
 
 /// Once the pods of a host that goes down have ended, their masters hear of it within this time.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// While the host goes down, the engine is asked at least so often what still runs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause before the network or the pods are started again after a failure.
 const START_RETRY: Duration = Duration::from_secs(2);
 /// How long the takeover of what runs may hold up the first dial.
@@ -414,16 +416,14 @@ impl Node {
     pub async fn leave(&self, time_max: Duration) {
         self.inner.leaving.send_replace(true);
         let Some(running) = self.running() else { return };
-        let mut changes = running.pods.changes();
-        let mut until = async |is_gone: fn(&Running) -> bool, time_max: Duration| {
-            let gone = async { while !is_gone(&running) && changes.changed().await.is_ok() {} };
-            timeout(time_max, gone).await.is_ok()
-        };
-        if until(|running| running.pods.running().is_empty(), time_max).await {
+        let pods = &running.pods;
+        if timeout(time_max, none_runs(pods)).await.is_ok() {
             // The masters have heard of their end, too.
-            until(|running| running.pods.count() == 0, LAST_WORDS).await;
+            let mut changes = pods.changes();
+            let heard = async { while pods.count() > 0 && changes.changed().await.is_ok() {} };
+            let _ = timeout(LAST_WORDS, heard).await;
         } else {
-            let left = running.pods.running().len();
+            let left = pods.running().len();
             tracing::warn!(pods = left, "the host goes down although pods still run");
         }
     }
@@ -432,6 +432,19 @@ impl Node {
     pub async fn shutdown(&self) {
         if let Some(running) = self.running() {
             running.pods.shutdown().await;
+        }
+    }
+}
+
+/// Returns when no pod of this node runs, nor one that was not taken over yet.
+async fn none_runs(pods: &Pods) {
+    let mut changes = pods.changes();
+    loop {
+        if pods.running().is_empty() && matches!(pods.count_in_engine().await, Ok(0)) {
+            return;
+        }
+        if let Ok(Err(_)) = timeout(LOOK_INTERVAL, changes.changed()).await {
+            return;
         }
     }
 }

@@ -252,6 +252,22 @@ async fn the_agent_starts_again_and_keeps_what_runs() {
     assert_eq!(id(&bed.ready("a").await), id(&before));
 }
 
+/// A host that goes down right after its agent has started waits for these pods, too.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_taken_over_yet_counts_as_running() {
+    let mut bed = Bed::new().await;
+    bed.assign(true, &[simple("a")], &[]).await;
+    bed.ready("a").await;
+    bed.restart().await;
+    assert!(bed.pods.running().is_empty(), "nothing was assigned to this agent yet");
+    assert_eq!(bed.pods.count_in_engine().await.unwrap(), 1);
+    bed.assign(true, &[], &[]).await;
+    while bed.pods.count_in_engine().await.unwrap() > 0 {
+        sleep(LOOK_INTERVAL).await;
+    }
+    assert_eq!(bed.runtime.running(), Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_stops_leaves_statuses_and_is_reconciled_when_back() {
     let mut bed = Bed::new().await;
