@@ -6,7 +6,7 @@ use timonier_proto::v1::{CommitReply, CommitRequest, write_op};
 use timonier_proto::{ApiError, Kind, Object, Reason};
 
 use super::propose::{Scope, decode_into, named_key};
-use super::repeat::{RequestId, commit_again};
+use super::repeat::{RequestId, commit_again, once};
 use super::{Inner, delete, limits};
 
 /// A write with its object decoded.
@@ -25,7 +25,8 @@ impl Inner {
         id: &RequestId,
     ) -> Result<CommitReply, ApiError> {
         let id = RequestId::new(&request.id)?.or(id.clone());
-        self.once(&id, self.commit_all(request, &id), |state| commit_again(&id, state)).await
+        let work = || self.commit_all(request.clone(), &id);
+        once(&self.store, &id, work, |state| commit_again(&id, state)).await
     }
 
     async fn commit_all(

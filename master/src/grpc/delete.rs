@@ -14,7 +14,7 @@ use timonier_proto::v1::{DeleteReply, DeleteRequest};
 use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
 
 use super::read::encode;
-use super::repeat::{RequestId, delete_again};
+use super::repeat::{RequestId, delete_again, once};
 use super::select::parse_ref;
 use super::{Inner, limits};
 use crate::driver::NAMESPACES;
@@ -35,7 +35,8 @@ impl Inner {
         id: &RequestId,
     ) -> Result<DeleteReply, ApiError> {
         let key = parse_ref(request.r#ref.clone())?;
-        self.once(id, self.delete_object(&request, id), |state| delete_again(id, state, &key)).await
+        let work = || self.delete_object(&request, id);
+        once(&self.store, id, work, |state| delete_again(id, state, &key)).await
     }
 
     async fn delete_object(
@@ -79,7 +80,8 @@ impl Inner {
             }
         }
         let key = parse_ref(request.r#ref.clone())?;
-        self.once(id, self.evict_pod(&request, id), |state| delete_again(id, state, &key)).await
+        let work = || self.evict_pod(&request, id);
+        once(&self.store, id, work, |state| delete_again(id, state, &key)).await
     }
 
     /// What the budget counts is taken in the transaction that ends the pod, on condition that

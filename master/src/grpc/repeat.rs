@@ -2,9 +2,9 @@
 //! whichever masters it is asked for.
 //!
 //! The id becomes the transaction's, and the state remembers the last ones that were applied; so the
-//! verdict is the state's, not this master's. What is here only answers a repeated request as its
-//! first answer would have been, where the state has moved on meanwhile: the object that it created
-//! is there, the one that it deleted is gone.
+//! verdict is the state's, not this master's. What is here only tries again what was refused by a copy of
+//! the state that was behind, and answers a repeated request as its first answer would have been, where
+//! the state has moved on meanwhile: the object that it created is there, the one that it deleted is gone.
 
 use std::future::Future;
 
@@ -17,9 +17,9 @@ use timonier_proto::{
 };
 use tonic::Request;
 
-use super::Inner;
 use super::limits::GENERATED_NAMES_MAX;
 use super::read::{encode, reply};
+use crate::store::Store;
 
 /// Characters that a generated name gets after its prefix.
 const SUFFIX_LENGTH: usize = 5;
@@ -93,32 +93,46 @@ fn bad(why: String) -> ApiError {
     ApiError::new(Reason::BadRequest, format!("the request's {REQUEST_ID_HEADER} {why}"))
 }
 
-impl Inner {
-    /// Does the work, unless it was done under this id before: then `again` answers, out of a state
-    /// that has it.
-    pub(super) async fn once<T>(
-        &self,
-        id: &RequestId,
-        work: impl Future<Output = Result<T, ApiError>>,
-        again: impl Fn(&Snapshot) -> Option<Result<T, ApiError>>,
-    ) -> Result<T, ApiError> {
-        if !id.is_given() {
-            return work.await;
-        }
-        if let Some(answer) = again(&self.store.snapshot()) {
-            return answer;
-        }
-        let refused = match work.await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        // This master's copy may have been behind, and what is refused now was done before.
-        if matches!(refused.reason, Reason::Unavailable | Reason::Timeout)
-            || self.store.linearize().await.is_err()
-        {
-            return Err(refused);
-        }
-        again(&self.store.snapshot()).unwrap_or(Err(refused))
+/// Does the work, unless it was done under this id before: then `again` answers, out of a state that
+/// has it.
+///
+/// What is refused was perhaps refused because this master's copy is behind: one that has just joined
+/// has none of the cluster's namespaces. So the copy is brought up to date, and if it was behind, the
+/// work is tried once more.
+pub(super) async fn once<T, F>(
+    store: &Store,
+    id: &RequestId,
+    work: impl Fn() -> F,
+    again: impl Fn(&Snapshot) -> Option<Result<T, ApiError>>,
+) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
+    if !id.is_given() {
+        return work().await;
+    }
+    // No state is held while it works: the store would copy what it changes.
+    let answered = || {
+        let snapshot = store.snapshot();
+        again(&snapshot).ok_or(snapshot.revision)
+    };
+    let before = match answered() {
+        Ok(answer) => return answer,
+        Err(revision) => revision,
+    };
+    let refused = match work().await {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
+    };
+    if matches!(refused.reason, Reason::Unavailable | Reason::Timeout)
+        || store.linearize().await.is_err()
+    {
+        return Err(refused);
+    }
+    match answered() {
+        Ok(answer) => answer,
+        Err(revision) if revision > before => work().await,
+        Err(_) => Err(refused),
     }
 }
 
@@ -208,7 +222,51 @@ fn found<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Result<&'a Object, ApiE
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use jiff::Timestamp;
+    use serde_json::json;
+    use timonier_master_core::op::{Op, Txn};
+    use timonier_proto::Kind;
+
     use super::*;
+    use crate::stamp::stamp;
+    use crate::store::StoreConfig;
+
+    fn refused() -> ApiError {
+        ApiError::new(Reason::NotFound, "not there")
+    }
+
+    #[tokio::test]
+    async fn what_a_state_that_is_behind_refused_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let id = RequestId::new("a").unwrap();
+        let tries = Cell::new(0);
+        let count = || tries.set(tries.get() + 1);
+        let never = || async {
+            count();
+            Err::<(), _>(refused())
+        };
+        let answer = once(&store, &id, never, |_| None).await;
+        assert_eq!((answer.unwrap_err().reason, tries.take()), (Reason::NotFound, 1));
+        // As if it had heard of a change only after the first time.
+        let second = || async {
+            count();
+            if tries.get() == 2 {
+                return Ok(());
+            }
+            let namespace =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}});
+            let namespace = Object::from_json(Kind::Namespace, namespace.to_string().as_bytes());
+            let create = stamp(Op::Create(namespace.unwrap()), Timestamp::now());
+            store.commit(Txn::of(vec![create])).await.unwrap();
+            Err(refused())
+        };
+        once(&store, &id, second, |_| None).await.unwrap();
+        assert_eq!(tries.take(), 2);
+        store.shutdown().await.unwrap();
+    }
 
     #[test]
     fn an_id_is_read_and_bounded() {

@@ -11,7 +11,7 @@ use timonier_proto::{ApiError, Kind, Object, ObjectKey, Reason};
 
 use super::propose::{Scope, decode_into, is_unchanged, named_key};
 use super::read::reply;
-use super::repeat::{RequestId, apply_again, change_again, create_again};
+use super::repeat::{RequestId, apply_again, change_again, create_again, once};
 use super::select::parse_ref;
 use super::{Inner, limits};
 use crate::store::CommitError;
@@ -26,13 +26,12 @@ impl Inner {
         id: &RequestId,
     ) -> Result<ObjectReply, ApiError> {
         let object = decode_into(&request.json, &request.default_namespace)?;
-        // Kept only where it may have to be told from what it became.
-        let sent = id.is_given().then(|| object.clone());
-        let work = async {
-            let (object, revision) = self.create_object(object, request.dry_run, id).await?;
+        let work = || async {
+            let (object, revision) =
+                self.create_object(object.clone(), request.dry_run, id).await?;
             reply(&object, revision)
         };
-        self.once(id, work, |state| create_again(id, state, sent.as_ref()?)).await
+        once(&self.store, id, work, |state| create_again(id, state, &object)).await
     }
 
     async fn create_object(
@@ -84,8 +83,8 @@ impl Inner {
     ) -> Result<ObjectReply, ApiError> {
         let object = decode_into(&request.json, &request.default_namespace)?;
         let key = named_key(&object, "update")?;
-        let work = self.replace(&request, object, key.clone(), id);
-        self.once(id, work, |state| change_again(id, state, &key)).await
+        let work = || self.replace(&request, object.clone(), key.clone(), id);
+        once(&self.store, id, work, |state| change_again(id, state, &key)).await
     }
 
     async fn replace(
@@ -135,8 +134,8 @@ impl Inner {
         id: &RequestId,
     ) -> Result<ObjectReply, ApiError> {
         let key = parse_ref(request.r#ref.clone())?;
-        let work = self.patch_object(request, &key, id);
-        self.once(id, work, |state| change_again(id, state, &key)).await
+        let work = || self.patch_object(request.clone(), &key, id);
+        once(&self.store, id, work, |state| change_again(id, state, &key)).await
     }
 
     async fn patch_object(
@@ -187,8 +186,8 @@ impl Inner {
     ) -> Result<ApplyReply, ApiError> {
         let desired = decode_into(&request.json, &request.default_namespace)?;
         let key = named_key(&desired, "apply")?;
-        let work = self.apply_object(desired, &key, request.dry_run, id);
-        self.once(id, work, |state| apply_again(id, state, &key)).await
+        let work = || self.apply_object(desired.clone(), &key, request.dry_run, id);
+        once(&self.store, id, work, |state| apply_again(id, state, &key)).await
     }
 
     async fn apply_object(
