@@ -14,6 +14,8 @@
 //!    they ask for (they follow a deployment that is scaled down a moment later), and no control loop's
 //!    plan breaks the product's own rules (surge, unavailability, bindings).
 //! 9. Of pods that must be unique, never two run.
+//! 10. A rolling update takes no available pod that `maxUnavailable` keeps it from taking, as far as
+//!     whoever decided it could know; `availability` says exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -21,18 +23,50 @@ use std::fmt::Write;
 use timonier_master::store::Store;
 use timonier_master_core::snapshot::Snapshot;
 
+use crate::availability::{Availability, History};
+use crate::engine::Engine;
 use crate::linear::{self, Operation};
-use crate::workload::{Record, key};
+use crate::rollouts::{self, PodObserver};
+use crate::workload::{Door, Record, key};
 
-/// What was seen so far.
+/// All who watch a run.
 #[derive(Default)]
-pub struct Observer {
+pub struct Observers {
+    pub terms: TermObserver,
+    pods: PodObserver,
+    history: History,
+    pub availability: Availability,
+}
+
+impl Observers {
+    /// Looks at all that is there now. Doors are by host.
+    pub fn look(&mut self, doors: &[Door], engines: &[Engine]) -> Result<(), String> {
+        for (host, door) in doors.iter().enumerate() {
+            let Some(store) = door.store() else { continue };
+            self.terms.observe(&store)?;
+            self.pods.observe(host, &store)?;
+            for change in self.history.next(&store) {
+                self.availability.take(&change)?;
+            }
+        }
+        rollouts::check_nodes(engines)
+    }
+
+    /// Whether no change was missed up to what this master has.
+    pub fn saw_all(&self, store: &Store) -> bool {
+        self.history.revision == store.snapshot().revision
+    }
+}
+
+/// What the masters said of their terms so far.
+#[derive(Default)]
+pub struct TermObserver {
     /// By master: the number of the term, and who leads in it as far as the master knows.
     terms_of: BTreeMap<u64, (u64, Option<u64>)>,
     terms: BTreeSet<(u64, u64)>,
 }
 
-impl Observer {
+impl TermObserver {
     /// Looks at one master.
     pub fn observe(&mut self, store: &Store) -> Result<(), String> {
         let status = store.status();
@@ -53,7 +87,7 @@ impl Observer {
     }
 
     /// In which somebody led.
-    pub fn terms(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.terms.len()
     }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod agents;
+mod availability;
 mod cluster;
 mod complaints;
 mod engine;
