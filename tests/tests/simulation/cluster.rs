@@ -205,6 +205,7 @@ impl Cluster {
                 network: self.network.clone(),
                 host,
                 doors: self.doors.clone(),
+                consensus: self.observers.consensus.clone(),
             })),
             ..StoreConfig::new(self.folder.path().join(disk))
         };

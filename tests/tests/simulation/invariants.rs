@@ -3,8 +3,9 @@
 //! 1. No acknowledged write is lost.
 //! 2. The history of each register is linearizable.
 //! 3. At most one master leads in a term. To the consensus a term is a number and the candidate that
-//!    began it; each master's term and leader only go forward, restarts included, so that no master
-//!    helps two to lead in one term.
+//!    began it: who says that it leads, and who sends as the leader, is that candidate. Each master's
+//!    term, leader and vote only go forward, restarts included, so that no master helps two to lead in
+//!    one term.
 //! 4. All masters have the same state at the same revision.
 //! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, every
 //!    node ready, the deployment as it was written last, and nothing else running.
@@ -16,6 +17,8 @@
 //! 9. Of pods that must be unique, never two run.
 //! 10. A rolling update takes no available pod that `maxUnavailable` keeps it from taking, as far as
 //!     whoever decided it could know; `availability` says exactly.
+//! 11. A log id stands for one entry, an index is committed with one log id, and every later leader has
+//!     that entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -24,6 +27,7 @@ use timonier_master::store::Store;
 use timonier_master_core::snapshot::Snapshot;
 
 use crate::availability::{Availability, History};
+use crate::consensus::Consensus;
 use crate::engine::Engine;
 use crate::linear::{self, Operation};
 use crate::rollouts::{self, PodObserver};
@@ -34,6 +38,7 @@ use crate::workload::{Door, Record, key};
 pub struct Observers {
     pub terms: TermObserver,
     pods: PodObserver,
+    pub consensus: Consensus,
     history: History,
     pub availability: Availability,
 }
@@ -49,6 +54,7 @@ impl Observers {
                 self.availability.take(&change)?;
             }
         }
+        self.consensus.check()?;
         rollouts::check_nodes(engines)
     }
 
@@ -71,6 +77,10 @@ impl TermObserver {
     pub fn observe(&mut self, store: &Store) -> Result<(), String> {
         let status = store.status();
         if status.leader {
+            if status.leader_id != Some(status.id) {
+                let (id, other) = (status.id, status.leader_id);
+                return Err(format!("[3] master {id} leads in a term of {other:?}"));
+            }
             self.terms.insert((status.term, status.id));
         }
         let seen = (status.term, status.leader_id);

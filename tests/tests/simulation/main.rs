@@ -9,6 +9,7 @@ mod agents;
 mod availability;
 mod cluster;
 mod complaints;
+mod consensus;
 mod engine;
 mod faults;
 mod invariants;
