@@ -26,7 +26,7 @@ for patch in "$PWD"/tests/sim-bugs/*.patch; do
   else
     printf '%s: found by seed %s: %s\n' "$name" \
       "$(sed -n 's/^seed \([0-9]*\) fails; .*/\1/p' "$copy/output" | head -1)" \
-      "$(grep -m1 -o '\[[0-9]\] .*' "$copy/output" || tail -3 "$copy/output")"
+      "$(grep -m1 -o '\[[0-9]\+\] .*' "$copy/output" || tail -3 "$copy/output")"
   fi
 done
 exit "$missed"

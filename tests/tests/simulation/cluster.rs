@@ -14,12 +14,12 @@ use crate::agents::AgentHost;
 use crate::complaints::Listener;
 use crate::engine::Engine;
 use crate::faults::{self, Fault, Faults, Hosts};
-use crate::invariants::{Observer, check_end};
+use crate::invariants::{Observers, check_end};
 use crate::masters::{MasterHost, node_name};
 use crate::membership::{self, Operator, Order};
 use crate::network::Network;
 use crate::os::HostId;
-use crate::rollouts::{self, PodObserver};
+use crate::rollouts;
 use crate::transport::{self, End};
 use crate::workload::{Clients, Door};
 use crate::world::World;
@@ -85,8 +85,7 @@ struct Cluster {
     agents: usize,
     /// By agent.
     engines: Vec<Engine>,
-    observer: Observer,
-    pods: PodObserver,
+    observers: Observers,
     /// Stores that have failed for good: their processes end.
     failed: Arc<Mutex<Vec<HostId>>>,
     /// Why the run fails, from inside a host: a master that does not start, a panic.
@@ -115,8 +114,7 @@ pub fn run(seed: u64, agents: usize, identity: Identity, plan: Plan) -> Outcome 
         identity,
         agents,
         engines: (0..agents).map(|_| Engine::default()).collect(),
-        pods: PodObserver::default(),
-        observer: Observer::default(),
+        observers: Observers::default(),
         failed: Arc::default(),
         refused: Arc::default(),
     };
@@ -142,12 +140,16 @@ pub fn run(seed: u64, agents: usize, identity: Identity, plan: Plan) -> Outcome 
     for operation in record.history.values().flatten() {
         trace.push(format!("{operation:?}"));
     }
+    let any = cluster.doors.iter().find_map(Door::store);
+    let missed = any.is_some_and(|store| !cluster.observers.saw_all(&store));
     let summary = format!(
-        "{} s, {} acknowledged, {} unknown, {} terms",
+        "{} s, {} acknowledged, {} unknown, {} terms, {} decisions{}",
         cluster.world.now().as_secs(),
         record.acknowledged,
         record.unknown,
-        cluster.observer.terms()
+        cluster.observers.terms.count(),
+        cluster.observers.availability.decisions,
+        if missed { ", not all seen" } else { "" }
     );
     Outcome { trace, summary, failure }
 }
@@ -204,6 +206,7 @@ impl Cluster {
                 network: self.network.clone(),
                 host,
                 doors: self.doors.clone(),
+                consensus: self.observers.consensus.clone(),
             })),
             ..StoreConfig::new(self.folder.path().join(disk))
         };
@@ -348,13 +351,7 @@ impl Cluster {
             return Err(why);
         }
         if self.world.now().as_millis().is_multiple_of(LOOK.as_millis()) {
-            for (host, store) in self.doors.iter().enumerate() {
-                if let Some(store) = store.store() {
-                    self.observer.observe(&store)?;
-                    self.pods.observe(host, &store)?;
-                }
-            }
-            rollouts::check_nodes(&self.engines)?;
+            self.observers.look(&self.doors, &self.engines)?;
         }
         Ok(())
     }
@@ -495,6 +492,7 @@ impl Cluster {
             let led = statuses.iter().filter(|status| status.leader).count() == 1;
             let all = self.starts.iter().flatten().count() == stores.len();
             if quiet && self.operator.is_idle() && all && same && led && unsettled == Some(None) {
+                self.observers.look(&self.doors, &self.engines)?;
                 return check_end(&stores, &clients.record());
             }
         }

@@ -1,5 +1,6 @@
 //! What goes wrong, decided by the dice: crashes in the middle of disk operations, cuts of the
-//! network in one direction or both, bad weather, slow and broken disks, clocks that jump.
+//! network in one direction or both, between masters only or around a host, bad weather, slow and
+//! broken disks, clocks that jump.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -193,15 +194,17 @@ impl Faults {
                 self.tell(now, format!("host {host}'s disk fails a sync"));
                 os::fail_next_sync(host);
             }
-            _ => self.cut(now, host, &all, network),
+            _ => self.cut(now, host, hosts, network),
         }
         None
     }
 
-    fn cut(&mut self, now: Duration, host: HostId, hosts: &[HostId], network: &Network) {
-        let other = hosts[self.rng.usize(..hosts.len())];
-        let all = 0..=hosts.len();
-        let what = match self.rng.u8(..4) {
+    fn cut(&mut self, now: Duration, host: HostId, hosts: &Hosts, network: &Network) {
+        let may_fail: Vec<HostId> = hosts.all().filter(|other| *other != host).collect();
+        let other = may_fail[self.rng.usize(..may_fail.len())];
+        let all = 0..=hosts.masters + hosts.agents;
+        let kinds = if hosts.is_master(host) { 5 } else { 4 };
+        let what = match self.rng.u8(..kinds) {
             0 => {
                 network.cut(host, other);
                 format!("nothing from {host} reaches {other}")
@@ -215,13 +218,14 @@ impl Faults {
                 all.clone().filter(|o| *o != host).for_each(|other| network.cut(host, other));
                 format!("nothing leaves {host}")
             }
-            _ => {
+            3 => {
                 for other in all.filter(|other| *other != host) {
                     network.cut(host, other);
                     network.cut(other, host);
                 }
                 format!("{host} is alone")
             }
+            _ => self.cut_from_masters(host, hosts, network),
         };
         let is_long = self.rng.u8(..LONG_ONE_IN) == 0;
         let heal_at = now + self.up_to(if is_long { LONG_CUT_MAX } else { CUT_MAX });
@@ -230,6 +234,24 @@ impl Faults {
             other => other.max(heal_at),
         };
         self.tell(now, what);
+    }
+
+    /// It keeps its agents and its clients.
+    fn cut_from_masters(&mut self, host: HostId, hosts: &Hosts, network: &Network) -> String {
+        let direction = self.rng.u8(..3);
+        for other in (0..hosts.masters).filter(|other| *other != host) {
+            if direction != 1 {
+                network.cut(host, other);
+            }
+            if direction != 2 {
+                network.cut(other, host);
+            }
+        }
+        match direction {
+            0 => format!("{host} is cut off from the other masters"),
+            1 => format!("nothing from the other masters reaches {host}"),
+            _ => format!("nothing from {host} reaches the other masters"),
+        }
     }
 
     /// Everything is well from now on; answers who must be started.

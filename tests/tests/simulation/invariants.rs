@@ -3,8 +3,9 @@
 //! 1. No acknowledged write is lost.
 //! 2. The history of each register is linearizable.
 //! 3. At most one master leads in a term. To the consensus a term is a number and the candidate that
-//!    began it; each master's term and leader only go forward, restarts included, so that no master
-//!    helps two to lead in one term.
+//!    began it: who says that it leads, and who sends as the leader, is that candidate. Each master's
+//!    term, leader and vote only go forward, restarts included, so that no master helps two to lead in
+//!    one term.
 //! 4. All masters have the same state at the same revision.
 //! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, every
 //!    node ready, the deployment as it was written last, and nothing else running.
@@ -14,6 +15,10 @@
 //!    they ask for (they follow a deployment that is scaled down a moment later), and no control loop's
 //!    plan breaks the product's own rules (surge, unavailability, bindings).
 //! 9. Of pods that must be unique, never two run.
+//! 10. A rolling update takes no available pod that `maxUnavailable` keeps it from taking, as far as
+//!     whoever decided it could know; `availability` says exactly.
+//! 11. A log id stands for one entry, an index is committed with one log id, and every later leader has
+//!     that entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -21,22 +26,61 @@ use std::fmt::Write;
 use timonier_master::store::Store;
 use timonier_master_core::snapshot::Snapshot;
 
+use crate::availability::{Availability, History};
+use crate::consensus::Consensus;
+use crate::engine::Engine;
 use crate::linear::{self, Operation};
-use crate::workload::{Record, key};
+use crate::rollouts::{self, PodObserver};
+use crate::workload::{Door, Record, key};
 
-/// What was seen so far.
+/// All who watch a run.
 #[derive(Default)]
-pub struct Observer {
+pub struct Observers {
+    pub terms: TermObserver,
+    pods: PodObserver,
+    pub consensus: Consensus,
+    history: History,
+    pub availability: Availability,
+}
+
+impl Observers {
+    /// Looks at all that is there now. Doors are by host.
+    pub fn look(&mut self, doors: &[Door], engines: &[Engine]) -> Result<(), String> {
+        for (host, door) in doors.iter().enumerate() {
+            let Some(store) = door.store() else { continue };
+            self.terms.observe(&store)?;
+            self.pods.observe(host, &store)?;
+            for change in self.history.next(&store) {
+                self.availability.take(&change)?;
+            }
+        }
+        self.consensus.check()?;
+        rollouts::check_nodes(engines)
+    }
+
+    /// Whether no change was missed up to what this master has.
+    pub fn saw_all(&self, store: &Store) -> bool {
+        self.history.revision == store.snapshot().revision
+    }
+}
+
+/// What the masters said of their terms so far.
+#[derive(Default)]
+pub struct TermObserver {
     /// By master: the number of the term, and who leads in it as far as the master knows.
     terms_of: BTreeMap<u64, (u64, Option<u64>)>,
     terms: BTreeSet<(u64, u64)>,
 }
 
-impl Observer {
+impl TermObserver {
     /// Looks at one master.
     pub fn observe(&mut self, store: &Store) -> Result<(), String> {
         let status = store.status();
         if status.leader {
+            if status.leader_id != Some(status.id) {
+                let (id, other) = (status.id, status.leader_id);
+                return Err(format!("[3] master {id} leads in a term of {other:?}"));
+            }
             self.terms.insert((status.term, status.id));
         }
         let seen = (status.term, status.leader_id);
@@ -53,7 +97,7 @@ impl Observer {
     }
 
     /// In which somebody led.
-    pub fn terms(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.terms.len()
     }
 }

@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod agents;
+mod availability;
 mod cluster;
 mod complaints;
+mod consensus;
 mod engine;
 mod faults;
 mod invariants;
@@ -74,7 +76,8 @@ fn text(output: &Output) -> String {
 
 /// The line that sums a run up, which is the same whenever the run is.
 fn summary(text: &str) -> &str {
-    text.lines().find(|line| line.starts_with("seed ")).unwrap_or_default()
+    // On one processor the test's name is on the same line.
+    text.lines().find_map(|line| Some(&line[line.find("seed ")?..])).unwrap_or_default()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

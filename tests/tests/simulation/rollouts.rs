@@ -12,12 +12,12 @@ use timonier_master_core::object::{
     is_active, is_finished, is_ready, node_ready_status, phase, uid_of,
 };
 use timonier_master_core::op::{Op, Txn};
-use timonier_master_core::rollout::{Bounds, replicas_of};
 use timonier_master_core::snapshot::Snapshot;
 use timonier_proto::Object;
 use timonier_proto::decode::decode;
 use timonier_proto::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use timonier_proto::k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+use timonier_proto::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use timonier_proto::k8s_openapi::jiff::Timestamp;
 use timonier_proto::unique::UNIQUE_ANNOTATION;
 
@@ -26,17 +26,21 @@ use crate::workload::Clients;
 
 const NAMESPACE: &str = "default";
 /// An ordinary deployment…
-const WEB: &str = "web";
+pub const WEB: &str = "web";
 /// …and one whose pod must be unique.
 const DB: &str = "db";
 const REPLICAS_MAX: i32 = 6;
+/// `maxSurge` and `maxUnavailable` of the ordinary one; with none of them the default.
+const BOUNDS: [Option<(i32, i32)>; 4] = [None, Some((1, 0)), Some((0, 1)), Some((2, 2))];
 /// A container that does not listen is killed after it.
 const GRACE_S: u32 = 3;
+/// Of the replicas, where a deployment names no bound.
+const BOUND_DEFAULT: &str = "25%";
 /// Between two changes.
 const PAUSE_MAX: Duration = Duration::from_secs(6);
 const RETRY: Duration = Duration::from_millis(300);
 
-fn deployment(name: &str, replicas: i32, version: u32) -> Object {
+fn deployment(name: &str, replicas: i32, version: u32, bounds: Option<(i32, i32)>) -> Object {
     let mut manifest = json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"namespace": NAMESPACE, "name": name},
@@ -52,6 +56,10 @@ fn deployment(name: &str, replicas: i32, version: u32) -> Object {
             },
         },
     });
+    if let Some((surge, unavailable)) = bounds {
+        manifest["spec"]["strategy"] =
+            json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
+    }
     if name == DB {
         manifest["spec"]["strategy"] = json!({"type": "Recreate"});
         manifest["spec"]["template"]["metadata"]["annotations"] =
@@ -66,11 +74,12 @@ pub fn change(clients: &Clients) {
     tokio::spawn(change_one(clients.clone(), DB));
 }
 
-/// Changes the image or the number of replicas, of which a unique one has one.
+/// Changes the image or the number of replicas, of which a unique one has one, and the bounds.
 async fn change_one(clients: Clients, name: &'static str) {
     let is_unique = name == DB;
     let (mut replicas, mut version) = (if is_unique { 1 } else { 3 }, 1);
-    let create = stamp(Op::Create(deployment(name, replicas, version)), Timestamp::now());
+    let first = deployment(name, replicas, version, None);
+    let create = stamp(Op::Create(first), Timestamp::now());
     write(&clients, &format!("{name}-create"), create).await;
     for change in 0_u32.. {
         tokio::time::sleep(PAUSE_MAX.mul_f64(fastrand::f64())).await;
@@ -79,7 +88,8 @@ async fn change_one(clients: Clients, name: &'static str) {
         } else {
             replicas = fastrand::i32(1..=REPLICAS_MAX);
         }
-        let replace = Op::Replace(deployment(name, replicas, version));
+        let bounds = if is_unique { None } else { BOUNDS[fastrand::usize(..BOUNDS.len())] };
+        let replace = Op::Replace(deployment(name, replicas, version, bounds));
         write(&clients, &format!("{name}-{change}"), replace).await;
     }
 }
@@ -102,6 +112,42 @@ fn pods_of<'a>(snapshot: &'a Snapshot, name: &'a str) -> impl Iterator<Item = &'
     pods(snapshot).filter(is_of)
 }
 
+/// What a deployment asks for, by Kubernetes' arithmetic.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted {
+    pub replicas: i32,
+    pub surge_max: i32,
+    pub unavailable_max: i32,
+}
+
+impl Wanted {
+    pub fn of(deployment: &Deployment) -> Self {
+        let spec = deployment.spec.as_ref();
+        let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        let rolling = spec.and_then(|spec| spec.strategy.as_ref()?.rolling_update.as_ref());
+        let surge_max = bound(rolling.and_then(|r| r.max_surge.as_ref()), replicas, 99);
+        let unavailable_max = bound(rolling.and_then(|r| r.max_unavailable.as_ref()), replicas, 0);
+        let unavailable_max = if surge_max == 0 { unavailable_max.max(1) } else { unavailable_max };
+        Self { replicas, surge_max, unavailable_max: unavailable_max.min(replicas) }
+    }
+
+    /// So many pods are available unless a fault takes them.
+    pub fn available_min(self) -> i32 {
+        self.replicas - self.unavailable_max
+    }
+}
+
+/// `up` is added to the hundredth parts before they are divided: 99 rounds up, 0 down.
+fn bound(value: Option<&IntOrString>, replicas: i32, up: i32) -> i32 {
+    let percentage = match value {
+        Some(IntOrString::Int(number)) => return *number,
+        Some(IntOrString::String(text)) => text,
+        None => BOUND_DEFAULT,
+    };
+    let percent: i32 = percentage.trim_end_matches('%').parse().expect("a percentage");
+    (percent * replicas + up) / 100
+}
+
 /// Of the ordinary deployment at one revision.
 #[derive(Clone, Copy)]
 struct Count {
@@ -115,14 +161,14 @@ struct Count {
 
 fn count(snapshot: &Snapshot) -> Option<Count> {
     let deployment = snapshot.get::<Deployment>(NAMESPACE, WEB)?;
-    let (replicas, bounds) = (replicas_of(deployment), Bounds::of(deployment));
+    let wanted = Wanted::of(deployment);
     let uid = uid_of(&deployment.metadata);
     let sets = snapshot.owned_by::<ReplicaSet>(uid).filter_map(|set| set.spec.as_ref()?.replicas);
     let active = pods_of(snapshot, WEB).filter(|pod| is_active(pod)).count();
     Some(Count {
         active: i32::try_from(active).unwrap_or(i32::MAX),
         asked: sets.sum(),
-        surge: replicas + bounds.max_surge,
+        surge: wanted.replicas + wanted.surge_max,
     })
 }
 

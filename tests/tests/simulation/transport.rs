@@ -8,6 +8,7 @@ use timonier_proto::v1::{
     ReadIndexReply, ReadIndexRequest, VoteReply, VoteRequest,
 };
 
+use crate::consensus::Consensus;
 use crate::network::Network;
 use crate::os::{self, HostId};
 use crate::workload::Door;
@@ -18,6 +19,8 @@ pub struct End {
     pub host: HostId,
     /// By host.
     pub doors: Vec<Door>,
+    /// Who listens.
+    pub consensus: Consensus,
 }
 
 /// Where the master of a host is said to be.
@@ -45,7 +48,7 @@ impl End {
         &self,
         to: &Target,
         request: Q,
-        handle: impl Fn(Inbox, Q) -> F + Copy + Send + Sync + 'static,
+        handle: impl Fn(Inbox, Q) -> F + Clone + Send + Sync + 'static,
     ) -> Sending<A>
     where
         Q: Clone + Send + Sync + 'static,
@@ -59,7 +62,7 @@ impl End {
         Box::pin(async move {
             let (host, door) = found.ok_or(nowhere)?;
             let carried = network.call(from, host, move || {
-                let (store, request) = (door.store(), request.clone());
+                let (store, request, handle) = (door.store(), request.clone(), handle.clone());
                 async move {
                     let closed = || TransportError("its store is not open".to_owned());
                     let inbox = store.ok_or_else(closed)?.inbox();
@@ -74,11 +77,30 @@ impl End {
 
 impl Transport for End {
     fn append(&self, to: &Target, request: AppendRequest) -> Sending<AppendReply> {
-        self.carry(to, request, |inbox, request| async move { inbox.append(request).await })
+        self.consensus.sent(self.host, request.header.as_ref(), request.vote);
+        self.consensus.sent_entries(&request);
+        let (consensus, id, leader) = (self.consensus.clone(), to.id, request.vote);
+        self.carry(to, request, move |inbox, request| {
+            let consensus = consensus.clone();
+            async move {
+                let reply = inbox.append(request).await?;
+                consensus.answered_append(id, leader, &reply);
+                Ok(reply)
+            }
+        })
     }
 
     fn vote(&self, to: &Target, request: VoteRequest) -> Sending<VoteReply> {
-        self.carry(to, request, |inbox, request| async move { inbox.vote(request).await })
+        self.consensus.sent(self.host, request.header.as_ref(), request.vote);
+        let (consensus, id) = (self.consensus.clone(), to.id);
+        self.carry(to, request, move |inbox, request| {
+            let consensus = consensus.clone();
+            async move {
+                let reply = inbox.vote(request).await?;
+                consensus.answered_vote(id, &reply);
+                Ok(reply)
+            }
+        })
     }
 
     fn install(
@@ -86,6 +108,7 @@ impl Transport for End {
         to: &Target,
         request: InstallSnapshotRequest,
     ) -> Sending<InstallSnapshotReply> {
+        self.consensus.sent(self.host, request.header.as_ref(), request.vote);
         self.carry(to, request, |inbox, request| async move { inbox.install(request).await })
     }
 
