@@ -79,6 +79,9 @@ struct Cluster {
     /// By host, how many masters were there, each with a disk of its own, or how often an agent
     /// was started.
     lives: Vec<u32>,
+    /// By host, what the build of the master knows that was started there last. The first masters
+    /// begin with an older build, and are upgraded when they start again.
+    builds: Vec<Option<Level>>,
     operator: Operator,
     doors: Vec<Door>,
     identity: Identity,
@@ -109,6 +112,7 @@ pub fn run(seed: u64, agents: usize, identity: Identity, plan: Plan) -> Outcome 
         masters,
         starts: vec![None; masters],
         lives: vec![0; masters + 1 + agents],
+        builds: vec![None; masters],
         operator: Operator::new(seed, (MASTERS..masters).collect()),
         doors: (0..masters).map(|_| Door::default()).collect(),
         identity,
@@ -141,9 +145,10 @@ pub fn run(seed: u64, agents: usize, identity: Identity, plan: Plan) -> Outcome 
         trace.push(format!("{operation:?}"));
     }
     let any = cluster.doors.iter().find_map(Door::store);
-    let missed = any.is_some_and(|store| !cluster.observers.saw_all(&store));
+    let missed = any.as_ref().is_some_and(|store| !cluster.observers.saw_all(store));
+    let level = any.map_or(Level::FIRST, |store| store.snapshot().level);
     let summary = format!(
-        "{} s, {} acknowledged, {} unknown, {} terms, {} decisions{}",
+        "{} s, {} acknowledged, {} unknown, {} terms, {} decisions, level {level}{}",
         cluster.world.now().as_secs(),
         record.acknowledged,
         record.unknown,
@@ -195,11 +200,15 @@ impl Cluster {
 
     fn start_master(&mut self, host: HostId) {
         let Some(start) = self.starts[host].clone() else { return };
+        let is_old = host < MASTERS && self.builds[host].is_none();
+        let level_max = if is_old { Level::FIRST } else { Level::NEWEST };
+        self.builds[host] = Some(level_max);
         let disk = format!("{}-{}", membership::name(host), self.lives[host]);
         let config = StoreConfig {
             segment_bytes: 1 << 20,
             snapshot_entries: 60,
             start,
+            level_max,
             name: membership::name(host),
             address: transport::address(host),
             transport: Some(Arc::new(End {
@@ -462,6 +471,13 @@ impl Cluster {
         }
     }
 
+    /// The cluster goes by all that every master knows.
+    fn is_level(&self, stores: &[Store]) -> bool {
+        let open = self.doors.iter().zip(&self.builds).filter(|(door, _)| door.store().is_some());
+        let known = open.filter_map(|(_, build)| *build).min();
+        stores.iter().all(|store| Some(store.snapshot().level) == known)
+    }
+
     fn converge(&mut self, clients: &Clients) -> Result<(), String> {
         let until = self.world.now() + CONVERGE_MAX;
         let mut quiet = false;
@@ -491,7 +507,8 @@ impl Cluster {
             });
             let led = statuses.iter().filter(|status| status.leader).count() == 1;
             let all = self.starts.iter().flatten().count() == stores.len();
-            if quiet && self.operator.is_idle() && all && same && led && unsettled == Some(None) {
+            let is_still = self.operator.is_idle() && all && same && led && self.is_level(&stores);
+            if quiet && is_still && unsettled == Some(None) {
                 self.observers.look(&self.doors, &self.engines)?;
                 return check_end(&stores, &clients.record());
             }

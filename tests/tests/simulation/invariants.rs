@@ -8,7 +8,8 @@
 //!    one term.
 //! 4. All masters have the same state at the same revision.
 //! 5. When the faults end, the cluster converges: one leader, all masters at the same revision, every
-//!    node ready, the deployment as it was written last, and nothing else running.
+//!    node ready, the highest level that every master knows, the deployment as it was written last, and
+//!    nothing else running.
 //! 6. A pod runs on one node only.
 //! 7. A pod's phase never goes back.
 //! 8. A deployment's sets never come to ask for more pods than its surge allows, it never gets more than
