@@ -107,6 +107,7 @@ impl Guard {
         // somebody asks too often is not written, or it would fill the log.
         let (acts_as_another, source) = (acting::is_asked(parts.headers), parts.source());
         self.inner.buckets.take(&user, acts_as_another, source, Instant::now())?;
+        self.has_a_state(path)?;
         let outcome = self.check(path, &caller, parts);
         let fixed = outcome.as_ref().ok().and_then(|need| need.audited());
         if outcome.is_err() || fixed.is_some() {
@@ -118,6 +119,18 @@ impl Guard {
             self.inner.audit.write(record).await;
         }
         outcome
+    }
+
+    /// A master that is still catching up with the others knows neither who may do what nor what there
+    /// is. It takes what masters say to it, and those who want to join.
+    fn has_a_state(&self, path: &str) -> Result<(), ApiError> {
+        let store = &self.inner.store;
+        if matches!(need(path), Some(Need::Masters | Need::Anyone)) || store.votes() {
+            return Ok(());
+        }
+        let why = "this master is still catching up with the others; hint: try again in a moment, or ask \
+                   another master";
+        Err(ApiError::new(Reason::Unavailable, why))
     }
 
     fn check(

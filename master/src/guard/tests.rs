@@ -19,7 +19,7 @@ use super::receive::{RECEIVE_DEADLINE, STRANGER_BYTES_MAX};
 use super::standing::RECHECK_INTERVAL;
 use super::*;
 use crate::caller::{CallerLayer, FindCaller};
-use crate::store::StoreConfig;
+use crate::store::{Start, StoreConfig};
 use crate::tokens::{self, StoreTokens};
 
 /// Written down last, so that all before it is in the log.
@@ -82,8 +82,13 @@ type Kept = Arc<std::sync::Mutex<Option<Body>>>;
 
 impl Layers {
     async fn around(method: fn(Request<Body>) -> Body) -> Self {
+        Self::of(Start::First, method).await
+    }
+
+    async fn of(start: Start, method: fn(Request<Body>) -> Body) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreConfig::new(folder.path())).await.unwrap();
+        let config = StoreConfig { start, ..StoreConfig::new(folder.path()) };
+        let store = Store::open(config).await.unwrap();
         let guard = Guard::start(store.clone(), folder.path()).unwrap();
         let callers = CallerLayer::new(Arc::new(StoreTokens(store.clone())));
         let callers = callers.telling(guard.clone());
@@ -187,6 +192,25 @@ async fn refused_calls_are_counted_before_they_are_written_down() {
     }
     let mut guessed = log.lines().filter(|line| line.contains("10.0.0.3"));
     assert!(guessed.all(|line| line.contains(r#""result":"Unauthorized""#)), "{log}");
+    layers.store.shutdown().await.unwrap();
+}
+
+/// It would know of no objects, and of no rights.
+#[tokio::test]
+async fn a_master_that_has_not_caught_up_answers_masters_and_joiners_only() {
+    let start = Start::Joining { cluster_id: "c".to_owned(), id: 7 };
+    let mut layers = Layers::of(start, |_| Body::empty()).await;
+    let root = from("10.0.0.9", Some(Subject::person("root", &[access::SUPERUSERS])));
+    let master = from("10.0.0.1", Some(Subject::master("1", &[])));
+    for (path, who, code) in [
+        ("/timonier.v1.Control/Get", &root, Code::Unavailable),
+        ("/timonier.v1.Control/ListMasters", &root, Code::Unavailable),
+        ("/timonier.v1.Raft/Append", &root, Code::PermissionDenied),
+        ("/timonier.v1.Raft/Append", &master, Code::Ok),
+        ("/timonier.v1.Join/Join", &root, Code::Ok),
+    ] {
+        assert_eq!(layers.call(path, who, &None).await.0, code, "{path}");
+    }
     layers.store.shutdown().await.unwrap();
 }
 

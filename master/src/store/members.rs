@@ -142,6 +142,13 @@ impl Store {
         self.shared.id
     }
 
+    /// Whether this master votes. One that joins does so once it has what the others have; before
+    /// that its state is none that the cluster ever had.
+    pub fn votes(&self) -> bool {
+        let id = self.shared.id;
+        self.shared.members.borrow().iter().any(|member| member.id == id && member.voter)
+    }
+
     /// Every master of the cluster, in order of their ids.
     pub fn members(&self) -> Vec<Member> {
         self.shared.members.borrow().clone()
