@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use timonier_master::store::{CommitError, Store, StoreError};
 use timonier_master_core::op::{Op, Rejection, Txn};
 
-use crate::{config, create, key, object, open, put, value};
+use crate::{at_newest_level, config, create, key, object, open, put, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_committed_is_there_after_a_restart() {
@@ -13,6 +13,7 @@ async fn what_was_committed_is_there_after_a_restart() {
     let store = open(config(dir.path())).await;
     let cluster = store.cluster_id().to_owned();
     assert!(*store.leadership().borrow());
+    at_newest_level(&store).await;
     let committed = store.commit(create("a", "1")).await.unwrap();
     let stored = committed.objects[0].clone().unwrap();
     assert_eq!(stored.resource_version(), committed.revision);
@@ -71,6 +72,7 @@ async fn each_of_many_concurrent_transactions_gets_its_own_verdict() {
 async fn a_refused_transaction_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(config(dir.path())).await;
+    at_newest_level(&store).await;
     put(&store, "a", "1").await.unwrap();
     let before = store.snapshot();
     let both = vec![Op::Create(object("b", "")), Op::Create(object("a", ""))];
@@ -135,6 +137,7 @@ async fn a_slow_disk_is_waited_for_and_shared() {
 async fn an_idle_store_does_not_touch_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(config(dir.path())).await;
+    at_newest_level(&store).await;
     put(&store, "a", "1").await.unwrap();
     let before = store.status();
     let mut changes = store.changes(None).unwrap();

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use timonier_master::store::{CommitError, Committed, Store, StoreConfig};
+use timonier_master_core::level::Level;
 use timonier_master_core::op::{Op, Txn};
 use timonier_proto::{Kind, Kinded, Object, ObjectKey};
 
@@ -70,6 +71,11 @@ fn value(store: &Store, name: &str) -> Option<String> {
     let snapshot = store.snapshot();
     let map = snapshot.get::<ConfigMap>("default", name)?;
     map.data.as_ref()?.get("value").cloned()
+}
+
+/// A new store raises its level by itself, a moment after it was opened.
+async fn at_newest_level(store: &Store) {
+    until("the newest level", || store.snapshot().level == Level::NEWEST).await;
 }
 
 /// Asks again and again, with a deadline.

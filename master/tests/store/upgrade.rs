@@ -11,7 +11,7 @@ use timonier_master_core::level::Level;
 use timonier_master_core::op::Txn;
 
 use crate::cluster::{Cluster, close};
-use crate::{DEADLINE, config, create, open, put, until, value};
+use crate::{DEADLINE, at_newest_level, config, create, open, put, until, value};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store/fixtures").join(name)
@@ -41,10 +41,6 @@ fn data_folder(name: &str, log: &str, log_bytes: u64) -> tempfile::TempDir {
 
 fn once() -> Txn {
     Txn { id: Some("once".to_owned()), ..create("once", "1") }
-}
-
-async fn at_newest_level(store: &Store) {
-    until("the newest level", || store.snapshot().level == Level::NEWEST).await;
 }
 
 /// 30 entries in a snapshot, the rest in the log; from before encryption and several masters.
