@@ -97,5 +97,5 @@ fuzz: ## fuzz one target: make fuzz TARGET=… SECONDS=… (needs g++)
 sim: ## the cluster in simulation: make sim SEEDS=200, make sim SEED=7
 	SEEDS=$(or $(SEEDS),50) FIRST=$(FIRST) SEED=$(SEED) AGENTS=$(AGENTS) TRACE=$(if $(SEED),1) cargo test -q -p timonier-tests --test simulation seeds -- --exact --nocapture
 
-sim-bugs: ## prove that the simulation finds bugs: three are put into a copy, and must be found
+sim-bugs: ## prove that the simulation finds bugs: each of five is put into a copy, and must be found
 	@tests/sim-bugs/run.sh $(BUG)
