@@ -21,12 +21,11 @@ use timonier_proto::{Kind, MESSAGE_BYTES_MAX, Object};
 use tonic::transport::Channel;
 
 use crate::masters::{MasterProcess, Place};
+use crate::number::{NODE, Number, bridge};
 use crate::wait::until;
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
-/// In every node's name, between the cluster's number and its own.
-const NODE: &str = "-node-";
 
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -52,7 +51,7 @@ pub struct Options {
 
 pub struct Cluster {
     dir: tempfile::TempDir,
-    id: u8,
+    number: Number,
     options: Options,
     pub(crate) masters: Vec<MasterProcess>,
     agents: Vec<Option<Child>>,
@@ -93,7 +92,7 @@ impl Cluster {
     /// Starts the processes and waits until every node is Ready.
     pub async fn start(options: Options) -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "agents need root: run this as root");
-        let id = (free_port()? % 100) as u8;
+        let number = Number::take(free_port()?)?;
         let agents = (0..options.agents).map(|_| None).collect();
         let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("timonier-cluster-").tempdir_in(folder)?;
@@ -110,7 +109,7 @@ impl Cluster {
             };
             masters.push(MasterProcess::new(name, place, log));
         }
-        let mut cluster = Self { dir, id, options, masters, agents };
+        let mut cluster = Self { dir, number, options, masters, agents };
         for index in 0..cluster.masters.len() {
             cluster.add_master(index).await?;
         }
@@ -136,7 +135,7 @@ impl Cluster {
     }
 
     pub fn node_name(&self, index: usize) -> String {
-        format!("t{}{NODE}{}", self.id, index + 1)
+        self.number.node_name(index)
     }
 
     pub fn master_pid(&self) -> u32 {
@@ -155,10 +154,10 @@ impl Cluster {
 
     /// What every master is started with, beside its place.
     pub(crate) fn master_command_args(&self) -> Vec<String> {
-        let own_range = format!("10.{}.0.0/16", 128 + self.id);
+        let own_range = format!("10.{}.0.0/16", 128 + self.number.get());
         let cluster_range = self.options.cluster_range.clone().unwrap_or(own_range);
         let mut args = vec!["--cluster-range".to_owned(), cluster_range];
-        args.extend(["--service-range".to_owned(), format!("10.97.{}.0/24", self.id)]);
+        args.extend(["--service-range".to_owned(), format!("10.97.{}.0/24", self.number.get())]);
         args.extend(self.options.master_args.iter().cloned());
         args
     }
@@ -414,11 +413,6 @@ fn clean_up(dir: &Path, node: &str, within: &[String]) -> Result<()> {
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "clean up {node}: {complaint}");
     Ok(())
-}
-
-/// Of a node; a link's name has 15 characters at most.
-fn bridge(node: &str) -> String {
-    format!("t{}", node.replace(NODE, "n"))
 }
 
 /// `kill -9`, and reaps it.

@@ -10,4 +10,5 @@ pub mod engine;
 pub mod fuzz;
 pub mod masters;
 pub mod measure;
+pub mod number;
 pub mod wait;

@@ -141,14 +141,16 @@ impl Cluster {
         .with_context(|| self.log_tail(&format!("{}.log", self.masters[index].name())))
     }
 
-    /// Waits until it counts for the quorum, as the others see it.
+    /// Waits until it counts for the quorum, as the leader sees it and it does itself: it serves nobody
+    /// before.
     async fn wait_voter(&self, index: usize) -> Result<()> {
         let address = self.masters[index].address();
         until("the master to vote", READY_DEADLINE, || async {
-            let leader = self.leader().await?;
-            let known = self.ask(leader).await?.masters;
-            let votes = known.iter().any(|master| master.address == address && master.voter);
-            ensure!(votes, "the members are {known:?}");
+            for asked in [self.leader().await?, index] {
+                let known = self.ask(asked).await?.masters;
+                let votes = known.iter().any(|master| master.address == address && master.voter);
+                ensure!(votes, "the members are {known:?}");
+            }
             Ok(())
         })
         .await

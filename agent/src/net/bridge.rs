@@ -57,6 +57,11 @@ pub(super) fn set_up(config: &NetConfig) -> Result<u32, NetError> {
         move |source: io::Error| NetError::Bridge { step, bridge: config.bridge.clone(), source }
     };
     let mut netlink = Netlink::open().map_err(failed("opening a netlink socket for"))?;
+    let taken = range_taken(&mut netlink, config).map_err(failed("looking for others beside"))?;
+    if let Some((link, address)) = taken {
+        let (node, range) = (config.node.clone(), config.pod_cidr);
+        return Err(NetError::RangeTaken { node, range, link, address });
+    }
     let gateway = config.pod_cidr.gateway();
     let link = LinkBridge::new(&config.bridge)
         .address(gateway_mac(gateway).to_vec())
@@ -164,6 +169,28 @@ fn ports(netlink: &mut Netlink, bridge: u32) -> io::Result<Vec<(u32, String)>> {
         .filter_map(|link| Some((link.header.index, link_name(link)?.to_owned())))
         .filter(|(_, name)| name.starts_with(HOST_LINK_NAME_PREFIX))
         .collect())
+}
+
+/// The link that has an address of the node's pods and is not its bridge. One that only routes a
+/// larger range, as a host's way to its own network may, does no harm.
+fn range_taken(
+    netlink: &mut Netlink,
+    config: &NetConfig,
+) -> io::Result<Option<(String, Ipv4Addr)>> {
+    for message in netlink.addresses()? {
+        for attribute in &message.attributes {
+            let AddressAttribute::Local(IpAddr::V4(address)) = attribute else { continue };
+            if !config.pod_cidr.contains(*address) {
+                continue;
+            }
+            let link = netlink.look_up(LinkUnspec::new_with_index(message.header.index).build())?;
+            let name = link.as_ref().and_then(link_name).filter(|name| *name != config.bridge);
+            if let Some(name) = name {
+                return Ok(Some((name.to_owned(), *address)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn remove_other_addresses(netlink: &mut Netlink, index: u32, keep: Ipv4Addr) -> io::Result<()> {

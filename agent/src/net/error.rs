@@ -1,9 +1,10 @@
 //! What can go wrong with the network, one variant an operation.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use timonier_agent_core::net::IpamError;
+use timonier_agent_core::net::{IpamError, Ipv4Cidr};
 
 /// A failed operation on the node's network.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,23 @@ pub enum NetError {
         node: String,
         /// What is wrong, with a hint.
         reason: String,
+    },
+    /// Another link of the host has the pods' addresses: packets for pods would go there.
+    #[error(
+        "cannot set up the network of node {node}: link {link} of this host has {address}, in the \
+         range of the node's pods, {range}; hint: if another cluster runs here, start the masters of \
+         one of them with another --cluster-range; if nothing uses the link any more, remove it \
+         (`ip link del {link}`)"
+    )]
+    RangeTaken {
+        /// The node.
+        node: String,
+        /// Of its pods.
+        range: Ipv4Cidr,
+        /// The other link.
+        link: String,
+        /// What it has there.
+        address: Ipv4Addr,
     },
     /// Making, changing or removing the bridge.
     #[error("{step} bridge {bridge}: {source}{}", hint(.source))]

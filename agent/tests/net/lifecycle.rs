@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use timonier_agent::net::{NetError, Network, remove};
+use timonier_agent::net::{NetConfig, NetError, Network, remove};
 use timonier_agent_core::net::{DesiredNet, Protocol, ServicePlan, ServicePortPlan};
 use tokio::net::TcpStream;
 
@@ -97,6 +97,23 @@ fn a_restarted_agent_takes_over() {
         assert_eq!(crate::machine::ask(service, 80).unwrap().0, "a");
         assert_ne!(second.allocate("uid-new").unwrap(), pod.ip);
     });
+}
+
+#[test]
+fn a_range_that_another_link_has_is_refused_and_nothing_is_changed() {
+    let machine = Machine::new();
+    // The host's own network is larger and has the pods' range in it.
+    machine.sh("ip link add up0 type bridge; ip addr add 10.1.2.3/8 dev up0; ip link set up0 up");
+    let one = machine.block_on(|| async { Network::start(config(1)).await.unwrap() });
+    let before = machine.traces();
+    let other = NetConfig { node: "other".into(), bridge: "tim-other".into(), ..config(1) };
+    let refused =
+        machine.block_on(|| async { Network::start(other).await.err().unwrap().to_string() });
+    assert!(refused.contains("link tim-node-1 of this host has 10.244.1.1"), "{refused}");
+    assert!(refused.contains("node other") && refused.contains("hint: "), "{refused}");
+    assert_eq!(machine.traces(), before);
+    drop(one);
+    machine.block_on(|| async { remove("node-1", "tim-node-1").await.unwrap() });
 }
 
 #[test]

@@ -231,3 +231,41 @@ pub fn failure_text(fatal: &Fatal<u64>) -> String {
          again: nothing acknowledged is lost"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(counting: &mut Counting, vote: Vote, now: Instant) -> Option<u64> {
+        counting.due(vote, now).map(|mark| match mark {
+            Mark::Elapsed(ms) => ms,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn time_is_counted_in_whole_milliseconds_and_none_is_lost() {
+        let start = Instant::now();
+        let at = |micros| start + Duration::from_micros(micros);
+        let (leader, mut counting) = (Vote::new(3, 1), Counting::default());
+        assert_eq!(counted(&mut counting, leader, at(0)), None);
+        assert_eq!(counted(&mut counting, leader, at(999_999)), None);
+        assert_eq!(counted(&mut counting, leader, at(1_500_700)), Some(1500));
+        // From where the last mark ended, not from when it was made.
+        assert_eq!(counted(&mut counting, leader, at(2_499_900)), None);
+        assert_eq!(counted(&mut counting, leader, at(61_500_100)), Some(60_000));
+    }
+
+    #[test]
+    fn between_two_leaders_no_time_is_counted() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (leader, mut counting) = (Vote::new(3, 1), Counting::default());
+        assert_eq!(counted(&mut counting, leader, at(0)), None);
+        assert_eq!(counted(&mut counting, leader, at(5)), Some(5000));
+        // Another leader counted until this one leads again, in a later term.
+        let again = Vote::new(5, 1);
+        assert_eq!(counted(&mut counting, again, at(100)), None);
+        assert_eq!(counted(&mut counting, again, at(102)), Some(2000));
+    }
+}

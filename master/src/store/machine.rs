@@ -2,8 +2,9 @@
 //! those who wait for verdicts.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Seek};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -180,25 +181,42 @@ impl Shared {
 
     /// For openraft's books, which look at what it is only: with the file as it is on the disk.
     async fn name_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
-        let Some(current) = self.current().clone() else { return Ok(None) };
-        let path = current.path.clone();
-        let opening = blocking::run(move || std::fs::File::open(path));
-        let opened = opening.await.map_err(|error| storage_error(&error))?;
-        let file = opened.map(AsyncFile::of).map_err(|error| storage_error(&error))?;
-        Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
+        self.read_current(|path, _| File::open(path)).await
     }
 
     /// For another master.
     async fn open_current(&self) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
-        let Some(current) = self.current().clone() else { return Ok(None) };
-        let (path, keyring) = (current.path.clone(), self.keyring.clone());
-        let copying = blocking::run(move || snapshot_file::plain_copy(&path, &keyring));
-        let copied = copying.await.map_err(|error| storage_error(&error))?;
-        let file = copied.map(AsyncFile::of).map_err(|error| {
-            let signature = Some(current.meta.signature());
-            StorageError::from(StorageIOError::read_snapshot(signature, AnyError::new(&error)))
-        })?;
-        Ok(Some(RaftSnapshot { meta: current.meta, snapshot: Box::new(file) }))
+        self.read_current(snapshot_file::plain_copy).await
+    }
+
+    /// Where a newer snapshot takes the place of this one meanwhile, the file and its key may be gone
+    /// before they are read: then the newer is read in its stead.
+    async fn read_current(
+        &self,
+        read: fn(&Path, &Keyring) -> io::Result<File>,
+    ) -> Result<Option<RaftSnapshot<Types>>, StorageError> {
+        let Some(mut current) = self.current().clone() else { return Ok(None) };
+        loop {
+            let (path, keyring) = (current.path.clone(), self.keyring.clone());
+            let reading = blocking::run(move || read(&path, &keyring));
+            let error = match reading.await.map_err(|error| storage_error(&error))? {
+                Ok(file) => {
+                    let snapshot = Box::new(AsyncFile::of(file));
+                    return Ok(Some(RaftSnapshot { meta: current.meta, snapshot }));
+                }
+                Err(error) => error,
+            };
+            let newest = self.current().clone();
+            match newest.filter(|newest| !newest.is_same_file(&current)) {
+                Some(newer) => current = newer,
+                None => {
+                    let signature = Some(current.meta.signature());
+                    return Err(
+                        StorageIOError::read_snapshot(signature, AnyError::new(&error)).into()
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -350,5 +368,52 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .map_err(|error| storage_error(&error))?;
         let missing = || storage_error(&io::Error::other("the snapshot was not installed"));
         self.0.name_current().await?.ok_or_else(missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use openraft::CommittedLeaderId;
+
+    use super::super::folder::Folder;
+    use super::super::{StoreConfig, open};
+    use super::*;
+
+    /// Written and sealed anew so often that most readers find a file or a key gone under their hands.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_is_read_while_newer_ones_take_its_place() {
+        const SNAPSHOTS: u64 = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path(), None).unwrap();
+        let shared = open::read_files(&StoreConfig::new(dir.path()), folder).unwrap().machine;
+        shared.write_snapshot().unwrap();
+        let writing = shared.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            for index in 1..=SNAPSHOTS {
+                let last_applied = Some(LogId::new(CommittedLeaderId::new(1, 1), index));
+                writing.publish(State { last_applied, ..State::default() });
+                writing.keyring.rotate().unwrap();
+                writing.write_snapshot().unwrap();
+                writing.drop_unused_keys().unwrap();
+            }
+        });
+        let mut reached = None;
+        while !writer.is_finished() {
+            let named = shared.name_current().await.unwrap().unwrap();
+            assert!(named.meta.last_log_id >= reached);
+            let copied = shared.open_current().await.unwrap().unwrap();
+            assert!(copied.meta.last_log_id >= named.meta.last_log_id);
+            let mut text = String::new();
+            copied.snapshot.into_std().await.read_to_string(&mut text).unwrap();
+            assert!(text.contains("crc32"), "{text}");
+            reached = copied.meta.last_log_id;
+        }
+        writer.await.unwrap();
+        assert_eq!(
+            shared.name_current().await.unwrap().unwrap().meta.last_log_id.unwrap().index,
+            SNAPSHOTS
+        );
     }
 }

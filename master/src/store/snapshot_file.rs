@@ -42,6 +42,11 @@ impl Current {
     pub fn reached(&self) -> Option<u64> {
         self.meta.last_log_id.map(|last| last.index)
     }
+
+    /// A state that has not changed may be sealed anew, in the same place.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        self.path == other.path && self.key == other.key
+    }
 }
 
 #[derive(Serialize, Deserialize)]
