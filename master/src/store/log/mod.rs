@@ -159,12 +159,17 @@ impl Shared {
         Ok(())
     }
 
-    /// The entries of `[from, to)` that there are.
+    /// The entries from `from` on that there are, without gaps, up to `to`, which is not among them.
     fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         for index in from..to {
             let Some((file, path, place)) = self.files().find(index) else { break };
-            entries.push(segment::read_entry(&file, &path, &place, &self.keyring)?);
+            match segment::read_entry(&file, &path, &place, &self.keyring) {
+                Ok(entry) => entries.push(entry),
+                // Purged meanwhile, and the key of its file with it.
+                Err(_) if self.files().find(index).is_none() => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(entries)
     }
@@ -313,7 +318,11 @@ impl RaftLogReader<Types> for LogReader {
             .await
             .map_err(|error| storage_error(&error))?
             .map_err(|error| storage_error(&error))?;
-        entries.extend(recent);
+        // Nothing is given behind a gap, which is there where entries were purged meanwhile.
+        let joins = |first: &Entry| first.log_id.index == from + entries.len() as u64;
+        if recent.first().is_some_and(joins) {
+            entries.extend(recent);
+        }
         Ok(entries)
     }
 }
