@@ -9,7 +9,7 @@ use timonier_master::stamp::stamp;
 use timonier_master::store::Store;
 use timonier_master_core::admission::admit_new;
 use timonier_master_core::object::{
-    is_active, is_finished, is_ready, node_ready_status, phase, uid_of,
+    is_active, is_finished, is_ready, node_of, node_ready_status, phase, uid_of,
 };
 use timonier_master_core::op::{Op, Txn};
 use timonier_master_core::snapshot::Snapshot;
@@ -281,12 +281,22 @@ fn unsettled_one(snapshot: &Snapshot, name: &str) -> Option<String> {
         |spec: &PodSpec| spec.containers.first().and_then(|container| container.image.clone());
     let wanted = deployment.spec.as_ref().and_then(|s| image(s.template.spec.as_ref()?));
     let pods: Vec<&Pod> = pods_of(snapshot, name).filter(|pod| !is_finished(pod)).collect();
-    let good = pods.iter().filter(|pod| {
+    let (good, others): (Vec<&Pod>, Vec<&Pod>) = pods.iter().partition(|pod| {
         is_active(pod) && is_ready(pod) && pod.spec.as_ref().and_then(image) == wanted
     });
-    let (good, all) = (good.count(), pods.len());
-    if usize::try_from(replicas) == Ok(good) && good == all {
+    if usize::try_from(replicas) == Ok(good.len()) && others.is_empty() {
         return None;
     }
-    Some(format!("{replicas} pods of {wanted:?} are wanted, {good} of {all} are so"))
+    let others: Vec<String> = others.into_iter().map(described).collect();
+    let good = good.len();
+    Some(format!(
+        "{replicas} pods of {wanted:?} are wanted, {good} are so, and these not: {others:?}"
+    ))
+}
+
+fn described(pod: &Pod) -> String {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let ends = if is_active(pod) { "" } else { ", ending" };
+    let status = serde_json::to_string(&pod.status).unwrap_or_default();
+    format!("{name} on {:?}{ends}: {status}", node_of(pod))
 }

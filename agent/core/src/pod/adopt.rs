@@ -118,11 +118,13 @@ impl PodState {
             FoundState::Running { started_at } => (started_at, None),
             FoundState::Exited(exit) => (exit.started_at.unwrap_or(now), Some(exit)),
         };
+        // By the engine's clock, which may have been set back since.
+        let started_at = started_at.min(now);
         container.ever_ran = true;
         container.image_id = one.image_id;
         container.found_hash = Some(one.spec_hash);
         let probe = |plan: Option<ProbePlan>, passed| {
-            plan.map(|plan| ProbeState::new(plan, started_at.max(now), passed, true))
+            plan.map(|plan| ProbeState::new(plan, now, passed, true))
         };
         let plan = &container.plan;
         container.state = State::Running(Running {

@@ -214,7 +214,7 @@ impl PodState {
             Event::StartFailed { slot, kind, message, id } => {
                 let Some(container) = self.container_mut(slot) else { return };
                 if container.start_failed(now, kind, message, id, out) {
-                    self.ask_policy(slot, None, out);
+                    self.ask_policy(now, slot, None, out);
                 } else if self.stage != Stage::Active {
                     self.drop_waiting();
                 }
@@ -222,7 +222,7 @@ impl PodState {
             Event::Exited { slot, id, exit } => {
                 let Some(container) = self.container_mut(slot) else { return };
                 if let Some(ended) = container.exited(now, &id, exit) {
-                    self.ask_policy(slot, ended.why, out);
+                    self.ask_policy(now, slot, ended.why, out);
                 }
             }
             Event::HookDone { slot, id, hook, result } => {
@@ -321,7 +321,13 @@ impl PodState {
     }
 
     /// A container has ended: again, or not.
-    fn ask_policy(&mut self, slot: Slot, why: Option<StopReason>, out: &mut Vec<Action>) {
+    fn ask_policy(
+        &mut self,
+        now: Timestamp,
+        slot: Slot,
+        why: Option<StopReason>,
+        out: &mut Vec<Action>,
+    ) {
         let pod = format!("{}_{}({})", self.plan.name, self.plan.namespace, self.plan.uid);
         let (stage, policy) = (self.stage, self.plan.restart);
         let work_left = !self.failed_init() && !self.main.iter().all(Container::is_over);
@@ -338,7 +344,7 @@ impl PodState {
             (Slot::Main(_), RestartPolicy::Always) => true,
         };
         if again {
-            container.restart(&pod, why == Some(StopReason::Replace), out);
+            container.restart(now, &pod, why == Some(StopReason::Replace), out);
         }
     }
 

@@ -236,17 +236,25 @@ impl Container {
         self.state = State::Done(termination);
     }
 
-    /// It is to run again after its back-off, or at once.
-    pub(super) fn restart(&mut self, pod: &str, at_once: bool, out: &mut Vec<Action>) {
-        let State::Done(termination) = &self.state else { return };
-        let finished_at = termination.finished_at;
+    /// It is to run again after its back-off, or at once. That counts from when its end is known: the
+    /// engine dates it by a clock that may be set.
+    pub(super) fn restart(
+        &mut self,
+        now: Timestamp,
+        pod: &str,
+        at_once: bool,
+        out: &mut Vec<Action>,
+    ) {
+        if !matches!(self.state, State::Done(_)) {
+            return;
+        }
         let delay = if at_once { SignedDuration::ZERO } else { self.backoff.next_delay() };
         if !delay.is_zero() {
             let name = &self.plan.name;
             let text = format!("Back-off restarting failed container {name} in pod {pod}");
             self.tell(true, "BackOff", text, out);
         }
-        self.state = State::CrashBackOff { until: finished_at + delay, delay };
+        self.state = State::CrashBackOff { until: now + delay, delay };
     }
 
     // --- time ---
@@ -304,9 +312,10 @@ fn start_gated_probes(running: &mut Running, plan: &ContainerPlan, now: Timestam
 }
 
 impl Termination {
-    /// `started_at` is used where the engine does not say.
+    /// `started_at` is used where the engine does not say. Nothing of it is later than now: the
+    /// engine's clock may have been set back since.
     pub(super) fn of(id: &str, exit: Exit, started_at: Timestamp, now: Timestamp) -> Self {
-        let started_at = exit.started_at.unwrap_or(started_at);
+        let started_at = exit.started_at.unwrap_or(started_at).min(now);
         let reason = match exit.code {
             _ if exit.oom_killed => "OOMKilled",
             _ if exit.vanished => "ContainerStatusUnknown",
@@ -319,7 +328,7 @@ impl Termination {
             reason: reason.to_owned(),
             message: exit.message,
             started_at: Some(started_at),
-            finished_at: exit.finished_at.unwrap_or(now).max(started_at),
+            finished_at: exit.finished_at.unwrap_or(now).clamp(started_at, now),
         }
     }
 }

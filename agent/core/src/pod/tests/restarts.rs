@@ -48,6 +48,22 @@ fn the_crash_loop_slows_down_and_forgets_after_a_long_run() {
     assert_eq!(tale.work(), [ensure_image()], "at once again");
 }
 
+/// The engine's clock was set back while the lifecycle's goes on.
+#[test]
+fn the_crash_loop_slows_down_whatever_the_engines_clock_says() {
+    let mut tale = Tale::running(simple());
+    tale.exit(C, 1);
+    let id = tale.run(C);
+    tale.asked.clear();
+    let before = Some(tale.now - SignedDuration::from_hours(1));
+    let exit = Exit { started_at: before, finished_at: before, ..exit(1) };
+    tale.on(Event::Exited { slot: C, id, exit });
+    tale.after_ms(9_999);
+    assert_eq!(tale.work(), []);
+    tale.after_ms(1);
+    assert_eq!(tale.work(), [ensure_image()]);
+}
+
 #[test]
 fn only_the_last_dead_container_is_kept() {
     let mut tale = Tale::running(simple());

@@ -51,6 +51,29 @@ fn what_died_meanwhile_is_restarted() {
     assert_eq!(tale.work(), [start(1)]);
 }
 
+/// The engine noted its times before the host's clock was set back.
+#[test]
+fn what_is_dated_later_than_now_is_not_waited_for() {
+    let later = "2026-01-01T01:00:00Z".parse().unwrap();
+    let dead = Exit { started_at: Some(later), finished_at: Some(later), ..exit(255) };
+    let mut tale = adopt(simple(), vec![found(0, "dead", FoundState::Exited(dead))]);
+    tale.work();
+    tale.prepared();
+    assert_eq!(tale.work(), [ensure_image()]);
+    let ended = tale.container().state.unwrap().terminated.unwrap();
+    assert_eq!(ended.finished_at.unwrap().0, tale.now);
+
+    let mut spec = simple();
+    spec["containers"][0]["startupProbe"] = json!({});
+    spec["containers"][0]["readinessProbe"] = json!({});
+    let spec_hash = plan(spec.clone()).main[0].spec_hash.clone();
+    let runs = FoundState::Running { started_at: later };
+    let mut tale = adopt(spec, vec![Found { spec_hash, ..found(0, "new", runs) }]);
+    tale.probed(C, ProbeKind::Startup, true);
+    let probe = Action::Probe { slot: C, id: "new".into(), kind: ProbeKind::Readiness };
+    assert_eq!(tale.work().last(), Some(&probe));
+}
+
 #[test]
 fn what_was_never_started_is_removed() {
     let mut tale = adopt(simple(), vec![found(0, "made", FoundState::Created)]);
